@@ -1,0 +1,30 @@
+# Two commands matter to a newcomer: `make run` and `make test`. Both install what is missing and say what they do.
+.DEFAULT_GOAL := help
+.PHONY: help run test bench image fmt lint clean-containers
+
+help: ## List the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-18s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+run: ## Set up, build and start Quayside on this machine (ARGS="..." go to `quayside up`)
+	@exec infra/dev/run.sh $(ARGS)
+
+test: ## Set up and run every check
+	@exec infra/dev/test.sh
+
+bench: ## Measure against the replaced design (ARGS="..." go to tests/bench/run.sh)
+	@exec tests/bench/run.sh $(ARGS)
+
+image: ## Build the agent image (ARGS=--fresh builds it anew)
+	@infra/dev/docker.sh && infra/agents/build.sh $(ARGS)
+
+fmt: ## Format the Rust code
+	@cargo fmt --all
+
+lint: ## Check formatting, clippy and the shell scripts
+	@cargo fmt --all --check
+	@cargo clippy --workspace --all-targets -- -D warnings
+	@if command -v shellcheck >/dev/null; then shellcheck -x .ci/run $$(git ls-files '*.sh'); \
+	  else echo "shellcheck is not installed: the shell scripts were not checked"; fi
+
+clean-containers: ## Remove the containers that Quayside left on this machine, and no others
+	@docker ps --all --quiet --filter label=dev.quayside.instance | xargs --no-run-if-empty docker rm --force --volumes

@@ -1,0 +1,57 @@
+//! The HTTP API and the web page. Stands on the two ports of `quayside-shared` and knows no adapter and no worker.
+//!
+//! Read [`router`](mod@router) first: every route is on that page. Then one file per noun, `error` for everything that
+//! can be answered besides success, and [`serve()`] for what happens below HTTP's semantics: timeouts and limits.
+
+use std::collections::HashMap;
+use std::sync::{Arc, RwLock};
+
+use futures::future::BoxFuture;
+use quayside_shared::config::Config;
+use quayside_shared::ids::AgentName;
+use quayside_shared::queue::Queue;
+use quayside_shared::store::Store;
+use tokio_util::sync::CancellationToken;
+
+mod router;
+mod serve;
+
+pub use router::{openapi, router};
+pub use serve::serve;
+
+/// Renders the process's metrics as Prometheus text.
+pub type RenderMetrics = Arc<dyn Fn() -> String + Send + Sync>;
+
+/// The digest of each agent's image, as far as it is known; filled by whoever can ask the engine.
+pub type ImageDigests = Arc<RwLock<HashMap<AgentName, Option<String>>>>;
+
+/// One more condition of `/readyz`, for example that the worker's engine answers.
+#[derive(Clone)]
+pub struct Check {
+    /// How `/readyz` calls it.
+    pub name: &'static str,
+    /// `Err` says what is wrong, in words for an operator. Must answer within a second or two; it is cut off at three.
+    pub check: Arc<dyn Fn() -> BoxFuture<'static, Result<(), String>> + Send + Sync>,
+}
+
+/// What the API stands on.
+#[derive(Clone)]
+pub struct Deps {
+    /// The truth about every run.
+    pub store: Arc<dyn Store>,
+    /// Where messages for workers go.
+    pub queue: Arc<dyn Queue>,
+    /// The checked configuration.
+    pub config: Arc<Config>,
+    /// `/metrics`; without it the route answers 404.
+    pub metrics: Option<RenderMetrics>,
+    /// What `/api/agents` says about images.
+    pub image_digests: ImageDigests,
+    /// Conditions of `/readyz` besides the store and the queue.
+    pub checks: Vec<Check>,
+    /// Whether only names of this machine's loopback are accepted as `Host`. Set it when the listener is bound to
+    /// loopback in the `header` auth mode: it keeps foreign web pages out that point their own name at 127.0.0.1.
+    pub loopback_hosts_only: bool,
+    /// Cancelled when the process drains: `/readyz` turns red, nothing new is accepted, waits and streams end.
+    pub drain: CancellationToken,
+}

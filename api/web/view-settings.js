@@ -1,0 +1,121 @@
+// The settings dialog (language, theme, user id), the quick switches beside it, and the dialog that asks
+// before a conversation is deleted.
+
+import { byId, icon, setText } from "./dom.js";
+import { language, LANGUAGES, onLanguage, setLanguage, t } from "./i18n.js";
+import { isUserId, setUserId, userId } from "./identity.js";
+import { setTheme, theme } from "./settings.js";
+import { problemWords } from "./words.js";
+
+const systemIsDark = matchMedia("(prefers-color-scheme: dark)");
+const isDark = () => (theme() === "system" ? systemIsDark.matches : theme() === "dark");
+
+/** A click on the backdrop closes, as Escape does. */
+function closeOnBackdrop(dialog) {
+  dialog.addEventListener("click", (event) => {
+    if (event.target === dialog) dialog.close();
+  });
+}
+
+/** `onIdentity()` is called after the user id was changed. */
+export function createSettings({ onIdentity }) {
+  const dialog = byId("settings");
+  const input = byId("identity");
+  const wrong = byId("identity-wrong");
+  const quickTheme = byId("theme");
+  const quickLanguage = byId("language");
+  const radios = (name) => [...dialog.querySelectorAll(`input[name="${name}"]`)];
+
+  function render() {
+    for (const radio of radios("language")) radio.checked = radio.value === language();
+    for (const radio of radios("theme")) radio.checked = radio.value === theme();
+    quickTheme.replaceChildren(icon(isDark() ? "sun" : "moon"));
+    quickTheme.setAttribute("aria-label", t(isDark() ? "nav.toLight" : "nav.toDark"));
+    quickTheme.title = quickTheme.getAttribute("aria-label");
+    quickLanguage.lang = LANGUAGES.find((other) => other !== language());
+  }
+
+  for (const radio of radios("language")) radio.addEventListener("change", () => setLanguage(radio.value));
+  for (const radio of radios("theme")) {
+    radio.addEventListener("change", () => {
+      setTheme(radio.value);
+      render();
+    });
+  }
+  quickLanguage.addEventListener("click", () => setLanguage(quickLanguage.lang));
+  quickTheme.addEventListener("click", () => {
+    setTheme(isDark() ? "light" : "dark");
+    render();
+  });
+  systemIsDark.addEventListener("change", render);
+  onLanguage(render);
+  render();
+
+  byId("settings-open").addEventListener("click", () => {
+    input.value = userId();
+    wrong.hidden = true;
+    input.removeAttribute("aria-invalid");
+    dialog.showModal();
+  });
+  byId("settings-close").addEventListener("click", () => dialog.close());
+  closeOnBackdrop(dialog);
+
+  byId("identity-form").addEventListener("submit", (event) => {
+    event.preventDefault();
+    const wanted = input.value.trim();
+    wrong.hidden = isUserId(wanted);
+    input.setAttribute("aria-invalid", String(!isUserId(wanted)));
+    if (!isUserId(wanted)) {
+      input.focus();
+      return;
+    }
+    const changed = wanted !== userId();
+    setUserId(wanted);
+    dialog.close();
+    if (changed) onIdentity();
+  });
+}
+
+/** Returns `ask(title, act)`: asks, then runs `act` and stays open with the reason when it fails. True when done. */
+export function createConfirm() {
+  const dialog = byId("confirm");
+  const yes = byId("confirm-yes");
+  const wrong = byId("confirm-wrong");
+  byId("confirm-no").addEventListener("click", () => dialog.close());
+  closeOnBackdrop(dialog);
+
+  return function ask(title, act) {
+    setText(byId("confirm-body"), t("delete.body", { title }));
+    wrong.hidden = true;
+    dialog.showModal();
+    byId("confirm-no").focus();
+    return new Promise((resolve) => {
+      let working = false;
+      async function confirmed() {
+        if (working) return;
+        working = true;
+        setText(yes, t("delete.working"));
+        try {
+          await act();
+          finish(true);
+          dialog.close();
+        } catch (problem) {
+          wrong.hidden = false;
+          setText(wrong, problemWords(problem));
+          if (!dialog.open) finish(false);
+        }
+        working = false;
+        setText(yes, t("delete.confirm"));
+      }
+      // Closed in the middle of the deletion: what it comes to still decides the answer.
+      const closed = () => working || finish(false);
+      function finish(done) {
+        yes.removeEventListener("click", confirmed);
+        dialog.removeEventListener("close", closed);
+        resolve(done);
+      }
+      yes.addEventListener("click", confirmed);
+      dialog.addEventListener("close", closed);
+    });
+  };
+}

@@ -1,0 +1,64 @@
+#!/usr/bin/env bash
+# `make test`: sets everything up and runs every check, in order; the first failure ends it with a line that names it.
+set -euo pipefail
+# shellcheck source=infra/dev/lib.sh
+. "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
+cd "$ROOT"
+begun=$EPOCHREALTIME
+TARGET=${CARGO_TARGET_DIR:-$ROOT/target}
+summary=()
+
+# stage TITLE COMMAND...
+stage() {
+  local title=$1 started=$EPOCHREALTIME
+  shift
+  say "$title"
+  "$@" </dev/null || fail "make test stopped at '$title' after $(since "$started")"
+  summary+=("$(printf '%10s  %s' "$(since "$started")" "$title")")
+}
+
+browser_tests() {
+  local found=("$ROOT"/tests/browser/*.test.*)
+  [ -e "${found[0]}" ] || { note "tests/browser has no tests"; return 1; }
+  (cd "$ROOT/tests/browser" && node --test --test-reporter=spec)
+}
+
+stage 'Toolchain' infra/dev/toolchain.sh
+stage 'Docker engine' infra/dev/docker.sh
+use_this_engine
+# These wait for the network and are needed late; the compiler uses the time.
+in_background agent-image infra/agents/build.sh
+in_background browser infra/dev/browser.sh
+in_background schemathesis infra/dev/schemathesis.sh
+
+stage 'cargo fmt' cargo fmt --all --check
+stage 'cargo clippy' cargo clippy --locked --workspace --all-targets -- -D warnings
+stage 'Agent image (built meanwhile)' join agent-image
+stage 'The agent python' python3 -B -W error -m unittest discover -s infra/agents/python
+stage 'cargo build' cargo build --locked --bin quayside
+QUAYSIDE_BIN=$(realpath "$TARGET")/debug/quayside
+export QUAYSIDE_BIN
+stage 'cargo test' cargo test --locked --workspace
+
+stage 'Browser and its packages (installed meanwhile)' join browser
+CHROMIUM=$(find_browser)
+export CHROMIUM
+use_node
+stage 'The page in Chromium' browser_tests
+
+stage 'schemathesis (installed meanwhile)' join schemathesis
+if [ -e tests/api/schemathesis.sh ]; then
+  ST=$(infra/dev/schemathesis.sh)
+  export ST
+  stage 'The API against its OpenAPI document' tests/api/schemathesis.sh
+fi
+
+if have cargo-deny; then
+  # Advisories need a database from the network and change without us; they are checked apart.
+  stage 'cargo deny' cargo deny --offline check bans licenses sources
+else
+  note "cargo deny was not run: cargo-deny is not installed (cargo install --locked cargo-deny)"
+fi
+
+say "All checks passed ($(since "$begun"))"
+printf '%s\n' "${summary[@]}" >&2

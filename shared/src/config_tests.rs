@@ -1,0 +1,81 @@
+use super::*;
+
+fn load(toml: &str, environment: &[(&str, &str)]) -> Result<Config, ConfigError> {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("quayside.toml");
+    std::fs::write(&path, toml).unwrap();
+    Config::load(Some(&path), environment.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())))
+}
+
+fn refusal(toml: &str, environment: &[(&str, &str)]) -> String {
+    load(toml, environment).unwrap_err().to_string()
+}
+
+#[test]
+fn an_empty_file_gives_the_documented_defaults() {
+    let config = load("", &[]).unwrap();
+    assert_eq!(config.api.bind.to_string(), "127.0.0.1:8080");
+    assert_eq!(config.limits.message.bytes(), 65536);
+    assert_eq!(config.worker.lease.get(), Duration::from_secs(30));
+    let python = &config.agents[&python()];
+    assert_eq!((python.memory, python.pids, python.network), (1 << 30, 128, Network::None));
+}
+
+#[test]
+fn the_environment_overrides_the_file() {
+    let config = load(
+        "[worker]\nslots = 1\n",
+        &[("QUAYSIDE__WORKER__SLOTS", "7"), ("QUAYSIDE__WORKER__LEASE", "40s"), ("QUAYSIDE__API__BIND", "127.0.0.1:0"), ("OTHER", "x")],
+    )
+    .unwrap();
+    assert_eq!(config.worker.slots, 7);
+    assert_eq!(config.worker.lease.get(), Duration::from_secs(40));
+    assert_eq!(config.api.bind.port(), 0);
+}
+
+#[test]
+fn an_agent_may_be_made_of_image_and_command_alone() {
+    let config = load("[agents.echo]\nimage = \"x\"\ncommand = [\"cat\"]\n", &[]).unwrap();
+    assert_eq!(config.agents[&"echo".parse().unwrap()].command, ["cat"]);
+    assert!(config.agents.contains_key(&python()), "the built-in agent stays");
+}
+
+#[test]
+fn unknown_keys_name_the_file_the_key_and_the_known_ones() {
+    let text = refusal("[api]\nbnd = \"127.0.0.1:1\"\n", &[]);
+    assert!(text.contains("quayside.toml") && text.contains("`api.bnd`") && text.contains("bind"), "{text}");
+    let text = refusal("[nonsense]\n", &[]);
+    assert!(text.contains("nonsense") && text.contains("expected"), "{text}");
+}
+
+#[test]
+fn a_bad_variable_is_named() {
+    let text = refusal("", &[("QUAYSIDE__WORKER__SLOTZ", "1")]);
+    assert!(text.contains("QUAYSIDE__WORKER__SLOTZ"), "{text}");
+    assert!(refusal("", &[("QUAYSIDE__WORKER", "1")]).contains("QUAYSIDE__SECTION__KEY"));
+}
+
+#[test]
+fn bare_numbers_are_refused() {
+    for toml in ["[worker]\nlease = 30\n", "[worker]\nlease = \"30\"\n", "[limits]\nmessage = 65536\n", "[limits]\nmessage = \"65536\"\n"] {
+        let text = refusal(toml, &[]);
+        assert!(text.contains("with its unit"), "{text}");
+    }
+}
+
+#[test]
+fn contradictions_say_what_to_write() {
+    assert!(refusal("[worker]\nlease = \"10s\"\nheartbeat = \"9s\"\n", &[]).contains("half of worker.lease"));
+    assert!(refusal("[api]\ndefault_agent = \"ghost\"\n", &[]).contains("[agents.ghost]"));
+    assert!(refusal("[backend]\nkind = \"google\"\n", &[]).contains("embedded"));
+    assert!(refusal("[api]\nauth = \"tokens\"\n", &[]).contains("auth = \"header\""));
+    assert!(refusal("[api]\ncors_origins = [\"*\"]\n", &[]).contains("without a path or a wildcard"));
+    assert!(refusal("[agents.x]\ncommand = [\"a\"]\n", &[]).contains("needs an image"));
+    assert!(refusal("[agents.x]\nimage = \"a\"\nmemory = \"1KiB\"\n", &[]).contains("6MiB"));
+}
+
+#[test]
+fn a_missing_file_that_was_named_is_an_error() {
+    let error = Config::load(Some(std::path::Path::new("/nonexistent/q.toml")), []).unwrap_err();
+    assert!(error.to_string().contains("/nonexistent/q.toml"));
+}

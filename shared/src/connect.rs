@@ -1,0 +1,48 @@
+//! The one place that names adapters: from the configuration to a queue and a store.
+
+use std::sync::Arc;
+
+use crate::clock::SystemClock;
+use crate::config::{BackendKind, Config};
+use crate::error::Result;
+use crate::queue::Queue;
+use crate::queue::sqlite::SqliteQueue;
+use crate::retry::RetryPolicy;
+use crate::sqlite::Database;
+use crate::store::Store;
+use crate::store::sqlite::{SqliteStore, StoreOptions};
+
+/// A queue and a store that belong together.
+#[derive(Clone)]
+pub struct Connected {
+    /// Where messages go.
+    pub queue: Arc<dyn Queue>,
+    /// Where runs are.
+    pub store: Arc<dyn Store>,
+}
+
+/// Opens what `config` names.
+///
+/// # Errors
+/// When the backend cannot be reached or read; the message says what to do.
+pub async fn connect(config: &Config) -> Result<Connected> {
+    match config.backend.kind {
+        BackendKind::Embedded => {
+            let database = Database::open(&config.backend.data_dir)?;
+            let options = StoreOptions {
+                queued_per_user: config.limits.queued_per_user,
+                running_per_user: config.limits.running_per_user,
+                retention: config.limits.retention.get(),
+                retry: RetryPolicy { max_attempts: config.worker.max_attempts, ..RetryPolicy::default() },
+                ..StoreOptions::default()
+            };
+            let store = SqliteStore::open(database.clone(), Arc::new(SystemClock), options).await?;
+            let queue = SqliteQueue::open(database).await?;
+            Ok(Connected { queue: Arc::new(queue), store: Arc::new(store) })
+        }
+        BackendKind::Google => Err(crate::error::Error::new(
+            crate::error::ErrorKind::Internal,
+            "the google backend is not part of this build; write [backend] kind = \"embedded\"",
+        )),
+    }
+}

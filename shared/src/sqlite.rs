@@ -1,0 +1,216 @@
+//! The SQLite file that the embedded queue and store share: opening, one writer with group commit, a few readers.
+//!
+//! Writes go to one thread. It takes everything that waits, runs each write in a savepoint of its own inside one
+//! transaction, commits once, and only then answers: an fsync is paid per group, not per write, and a failed write
+//! does not take its neighbours with it. `synchronous=FULL` makes the commit durable against power loss.
+
+use std::fs::{File, TryLockError};
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use rusqlite::{Connection, ErrorCode, OpenFlags};
+use rusqlite_migration::{M, Migrations};
+use tokio::sync::{Semaphore, mpsc, oneshot};
+
+use crate::error::{Error, ErrorKind, Result};
+
+/// Every version of the schema, oldest first. Append only: a released step is never edited.
+fn migrations() -> Migrations<'static> {
+    Migrations::new(vec![M::up(include_str!("sqlite/0001_runs.sql"))])
+}
+
+/// Writes that go into one transaction. Large enough to amortise the fsync, small enough for a latency of milliseconds.
+const GROUP_MAX: usize = 512;
+/// Writes that may wait; more make the callers wait, which is the back-pressure of the API.
+const WRITE_QUEUE: usize = 4096;
+const READERS: usize = 4;
+const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
+
+type Completion = Box<dyn FnOnce(Result<(), Error>) + Send>;
+/// Given the connection inside the group's transaction, or the reason why there is none.
+type Write = Box<dyn FnOnce(Result<&Connection, Error>) -> Completion + Send>;
+
+/// An open database file. Cheap to clone.
+#[derive(Debug, Clone)]
+pub struct Database {
+    inner: Arc<Inner>,
+}
+
+#[derive(Debug)]
+struct Inner {
+    writer: mpsc::Sender<Write>,
+    readers: Mutex<Vec<Connection>>,
+    reading: Semaphore,
+    path: PathBuf,
+    /// Held as long as the database is open: no second process can work on the same file.
+    _lock: File,
+}
+
+impl Database {
+    /// Opens `quayside.db` in `folder`, creates both when missing and brings the schema up to date.
+    ///
+    /// # Errors
+    /// `Unavailable` when another process holds the folder, `Corrupt` when the file is no database of ours. Never
+    /// replaces a file that it cannot read.
+    pub fn open(folder: &Path) -> Result<Self> {
+        let at = |what: &str| format!("{what} {}", folder.display());
+        std::fs::create_dir_all(folder)
+            .map_err(|error| Error::new(ErrorKind::Unavailable, at("cannot create the data folder")).with_source(error))?;
+        let lock = File::create(folder.join("quayside.lock"))
+            .map_err(|error| Error::new(ErrorKind::Unavailable, at("cannot write into the data folder")).with_source(error))?;
+        match lock.try_lock() {
+            Ok(()) => {}
+            Err(TryLockError::WouldBlock) => {
+                let what = at("another Quayside process is using the data folder");
+                return Err(Error::new(ErrorKind::Unavailable, format!("{what}; stop it, or set another backend.data_dir")));
+            }
+            Err(TryLockError::Error(error)) => {
+                return Err(Error::new(ErrorKind::Unavailable, at("cannot lock the data folder")).with_source(error));
+            }
+        }
+        let path = folder.join("quayside.db");
+        let mut connection = Connection::open(&path).map_err(sql("opening the database"))?;
+        configure(&connection).map_err(sql("configuring the database"))?;
+        migrations()
+            .to_latest(&mut connection)
+            .map_err(|error| Error::new(ErrorKind::Corrupt, format!("{} cannot be migrated", path.display())).with_source(error))?;
+        let readers = (0..READERS)
+            .map(|_| {
+                let reader = Connection::open_with_flags(&path, OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX)?;
+                reader.busy_timeout(BUSY_TIMEOUT)?;
+                reader.set_prepared_statement_cache_capacity(64);
+                Ok(reader)
+            })
+            .collect::<rusqlite::Result<Vec<_>>>()
+            .map_err(sql("opening the database for reading"))?;
+        let (writer, writes) = mpsc::channel(WRITE_QUEUE);
+        std::thread::Builder::new()
+            .name("sqlite-writer".to_owned())
+            .spawn(move || write_groups(&connection, writes))
+            .map_err(|error| Error::new(ErrorKind::Unavailable, "cannot start the writer thread").with_source(error))?;
+        Ok(Self { inner: Arc::new(Inner { writer, readers: Mutex::new(readers), reading: Semaphore::new(READERS), path, _lock: lock }) })
+    }
+
+    /// The database file.
+    #[must_use]
+    pub fn path(&self) -> &Path {
+        &self.inner.path
+    }
+
+    /// Runs `write` in the next group. What it wrote is durable when this returns `Ok`; on an error nothing of it is.
+    /// `committed` runs on the writer thread after the commit, whether or not the caller still waits: signals that must
+    /// not be lost with an abandoned request belong there.
+    pub async fn write<T: Send + 'static>(
+        &self,
+        write: impl FnOnce(&Connection) -> rusqlite::Result<T> + Send + 'static,
+        committed: impl FnOnce(&T) + Send + 'static,
+    ) -> Result<T> {
+        let (answer, answered) = oneshot::channel();
+        let command: Write = Box::new(move |connection| {
+            let outcome = connection.and_then(|connection| in_savepoint(connection, write));
+            Box::new(move |commit| {
+                let result = match (outcome, commit) {
+                    (Ok(value), Ok(())) => {
+                        committed(&value);
+                        Ok(value)
+                    }
+                    (Err(error), _) | (Ok(_), Err(error)) => Err(error),
+                };
+                // The caller may have gone; what was written stays written.
+                let _ = answer.send(result);
+            })
+        });
+        let gone = || Error::new(ErrorKind::Unavailable, "the database writer has stopped");
+        self.inner.writer.send(command).await.map_err(|_| gone())?;
+        answered.await.map_err(|_| gone())?
+    }
+
+    /// Runs `read` on a snapshot of what is committed.
+    pub async fn read<T: Send + 'static>(&self, read: impl FnOnce(&Connection) -> rusqlite::Result<T> + Send + 'static) -> Result<T> {
+        let inner = Arc::clone(&self.inner);
+        let closed = || Error::new(ErrorKind::Unavailable, "the database is closed");
+        let _permit = self.inner.reading.acquire().await.map_err(|_| closed())?;
+        let outcome = tokio::task::spawn_blocking(move || {
+            let lock = || inner.readers.lock().unwrap_or_else(PoisonError::into_inner);
+            let connection = lock().pop();
+            let Some(connection) = connection else { return None };
+            let result = connection.unchecked_transaction().and_then(|snapshot| read(&snapshot));
+            lock().push(connection);
+            Some(result)
+        })
+        .await
+        .map_err(|error| Error::new(ErrorKind::Internal, "a read panicked").with_source(error))?;
+        outcome.ok_or_else(closed)?.map_err(sql("reading"))
+    }
+}
+
+fn configure(connection: &Connection) -> rusqlite::Result<()> {
+    connection.busy_timeout(BUSY_TIMEOUT)?;
+    connection.pragma_update(None, "journal_mode", "WAL")?;
+    connection.pragma_update(None, "synchronous", "FULL")?;
+    connection.pragma_update(None, "foreign_keys", true)?;
+    connection.pragma_update(None, "temp_store", "MEMORY")?;
+    connection.pragma_update(None, "cache_size", -64 * 1024)?;
+    // Checkpoints are fsyncs of the main file: fewer and larger ones.
+    connection.pragma_update(None, "wal_autocheckpoint", 4096)?;
+    connection.set_prepared_statement_cache_capacity(128);
+    Ok(())
+}
+
+fn write_groups(connection: &Connection, mut writes: mpsc::Receiver<Write>) {
+    let mut group = Vec::with_capacity(GROUP_MAX);
+    while writes.blocking_recv_many(&mut group, GROUP_MAX) > 0 {
+        let begun = connection.execute_batch("BEGIN IMMEDIATE");
+        let transaction = || begun.as_ref().map(|()| connection).map_err(|error| sql("beginning to write")(clone_error(error)));
+        let completions: Vec<Completion> = group.drain(..).map(|write| write(transaction())).collect();
+        let committed = if begun.is_ok() { connection.execute_batch("COMMIT") } else { Ok(()) };
+        if committed.is_err() {
+            let _ = connection.execute_batch("ROLLBACK");
+        }
+        for completion in completions {
+            completion(match &committed {
+                Ok(()) => Ok(()),
+                Err(error) => Err(sql("committing")(clone_error(error))),
+            });
+        }
+    }
+}
+
+fn in_savepoint<T>(connection: &Connection, write: impl FnOnce(&Connection) -> rusqlite::Result<T>) -> Result<T> {
+    let run = |statement: &str| connection.prepare_cached(statement)?.execute([]);
+    run("SAVEPOINT one").map_err(sql("writing"))?;
+    match write(connection).and_then(|value| run("RELEASE one").map(|_| value)) {
+        Ok(value) => Ok(value),
+        Err(error) => {
+            let _ = run("ROLLBACK TO one");
+            let _ = run("RELEASE one");
+            Err(sql("writing")(error))
+        }
+    }
+}
+
+fn clone_error(error: &rusqlite::Error) -> rusqlite::Error {
+    match error {
+        rusqlite::Error::SqliteFailure(failure, text) => rusqlite::Error::SqliteFailure(*failure, text.clone()),
+        other => rusqlite::Error::ToSqlConversionFailure(other.to_string().into()),
+    }
+}
+
+/// Gives an SQLite error its kind.
+fn sql(context: &'static str) -> impl Fn(rusqlite::Error) -> Error {
+    move |error| {
+        let kind = match error.sqlite_error_code() {
+            Some(ErrorCode::DiskFull) => ErrorKind::Full,
+            Some(ErrorCode::DatabaseCorrupt | ErrorCode::NotADatabase) => ErrorKind::Corrupt,
+            Some(ErrorCode::DatabaseBusy | ErrorCode::DatabaseLocked | ErrorCode::SystemIoFailure | ErrorCode::CannotOpen | ErrorCode::ReadOnly) => {
+                ErrorKind::Unavailable
+            }
+            _ => match error {
+                rusqlite::Error::FromSqlConversionFailure(..) => ErrorKind::Corrupt,
+                _ => ErrorKind::Internal,
+            },
+        };
+        Error::new(kind, context).with_source(error)
+    }
+}

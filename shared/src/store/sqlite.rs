@@ -1,0 +1,246 @@
+//! The store in the SQLite file.
+//!
+//! There is one writer, so each write reads, applies [`crate::state`] and writes back inside one savepoint: nothing can
+//! come between. The epoch of a lease still fences, because a worker may act on what it read long ago.
+
+mod change;
+mod read;
+mod rows;
+mod submit;
+mod sweep;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_trait::async_trait;
+
+use crate::clock::Clock;
+use crate::error::Result;
+use crate::ids::{ConversationId, RunId, UserId, WorkerId};
+use crate::retry::RetryPolicy;
+use crate::run::{AttemptOutcome, Run, Status, Waiting};
+use crate::sqlite::Database;
+use crate::state::Finished;
+use crate::store::hub::Hub;
+use crate::store::{
+    BadCursor, Changed, Claim, Conversation, Depth, Events, Fenced, Lease, NewRun, Page, Standing, Store, SubmitError, Submitted, Sweep, Turn, Watch,
+};
+
+/// What the store decides by.
+#[derive(Debug, Clone, Copy)]
+pub struct StoreOptions {
+    /// Runs of one user that may wait.
+    pub queued_per_user: u32,
+    /// Runs of one user in progress at once.
+    pub running_per_user: u32,
+    /// How long a finished run is kept.
+    pub retention: Duration,
+    /// When a queued run that nobody picked up is published again.
+    pub republish_after: Duration,
+    /// When a lost attempt is tried again.
+    pub retry: RetryPolicy,
+}
+
+impl Default for StoreOptions {
+    fn default() -> Self {
+        Self {
+            queued_per_user: 100,
+            running_per_user: 2,
+            retention: Duration::from_secs(30 * 24 * 3600),
+            republish_after: Duration::from_secs(30),
+            retry: RetryPolicy::default(),
+        }
+    }
+}
+
+/// The embedded [`Store`].
+pub struct SqliteStore {
+    database: Database,
+    clock: Arc<dyn Clock>,
+    hub: Arc<Hub>,
+    options: StoreOptions,
+}
+
+/// The clock's time and the options, for the closures that run on the writer thread.
+#[derive(Clone, Copy)]
+struct Context {
+    now: crate::clock::Timestamp,
+    options: StoreOptions,
+    jitter: f64,
+}
+
+impl SqliteStore {
+    /// A store in `database`. Nobody else can hold the file, so every lease in it belongs to a process that is dead:
+    /// they end now, and the first pass of the sweeper starts those runs again.
+    pub async fn open(database: Database, clock: Arc<dyn Clock>, options: StoreOptions) -> Result<Self> {
+        let store = Self { database, clock, hub: Arc::new(Hub::default()), options };
+        let now = store.clock.now();
+        store.database.write(move |db| change::end_all_leases(db, now), |_| {}).await?;
+        Ok(store)
+    }
+
+    fn context(&self) -> Context {
+        Context { now: self.clock.now(), options: self.options, jitter: rand::random() }
+    }
+
+    /// Signals, after the commit, what a write did to runs.
+    fn signal<'a>(hub: &Hub, runs: impl IntoIterator<Item = &'a Run>) {
+        for run in runs {
+            hub.signal(&run.id, run.status == Status::Cancelling, run.status.is_terminal());
+        }
+    }
+}
+
+#[async_trait]
+impl Store for SqliteStore {
+    async fn submit(&self, new: NewRun) -> Result<Submitted, SubmitError> {
+        let (context, hub) = (self.context(), Arc::clone(&self.hub));
+        let written = self.database.write(
+            move |db| submit::submit(db, new, &context),
+            move |outcome| {
+                if let Ok(accepted) = outcome {
+                    Self::signal(&hub, &accepted.cancelled);
+                }
+            },
+        );
+        written.await?.map(|accepted| accepted.submitted)
+    }
+
+    async fn run(&self, id: &RunId) -> Result<Option<Run>> {
+        let id = id.clone();
+        self.database.read(move |db| read::run(db, &id)).await
+    }
+
+    async fn waiting(&self, run: &Run) -> Result<Option<Waiting>> {
+        if run.status != Status::Queued {
+            return Ok(None);
+        }
+        let (id, context) = (run.id.clone(), self.context());
+        self.database.read(move |db| read::waiting(db, &id, &context)).await
+    }
+
+    async fn events(&self, id: &RunId, after: u64) -> Result<Option<Events>> {
+        let id = id.clone();
+        self.database.read(move |db| read::events(db, &id, after)).await
+    }
+
+    fn watch(&self, id: &RunId) -> Watch {
+        self.hub.watch(id)
+    }
+
+    async fn cancel(&self, id: &RunId) -> Result<Option<Changed>> {
+        let (id, context, hub) = (id.clone(), self.context(), Arc::clone(&self.hub));
+        let written = self
+            .database
+            .write(move |db| change::cancel(db, &id, &context), move |changed| Self::signal(&hub, changed.iter().map(|changed| &changed.run)));
+        written.await
+    }
+
+    async fn claim(&self, id: &RunId, worker: &WorkerId, duration: Duration) -> Result<Claim> {
+        let (id, worker, context, hub) = (id.clone(), worker.clone(), self.context(), Arc::clone(&self.hub));
+        let signalled = id.clone();
+        let written = self.database.write(
+            move |db| change::claim(db, &id, &worker, duration, &context),
+            move |claim| match claim {
+                Claim::Claimed(..) | Claim::Waiting(_) => hub.signal(&signalled, false, false),
+                Claim::Expired(_) => hub.signal(&signalled, false, true),
+                Claim::Nothing => {}
+            },
+        );
+        written.await
+    }
+
+    async fn heartbeat(&self, lease: &Lease, duration: Duration) -> Result<Fenced<Standing>> {
+        let (lease, context) = (lease.clone(), self.context());
+        self.database.write(move |db| change::heartbeat(db, &lease, duration, &context), |_| {}).await
+    }
+
+    async fn append(&self, lease: &Lease, text: &str) -> Result<Fenced<Standing>> {
+        let (lease, text, hub) = (lease.clone(), text.to_owned(), Arc::clone(&self.hub));
+        let id = lease.run_id.clone();
+        let written = self.database.write(
+            move |db| change::append(db, &lease, &text),
+            move |appended| {
+                if let Ok(standing) = appended {
+                    hub.signal(&id, standing.cancelling, false);
+                }
+            },
+        );
+        written.await
+    }
+
+    async fn finish(&self, lease: &Lease, finished: Finished, text: Option<String>) -> Result<Fenced<Changed>> {
+        let (lease, context, hub) = (lease.clone(), self.context(), Arc::clone(&self.hub));
+        let written = self.database.write(
+            move |db| change::finish(db, &lease, finished, text, &context),
+            move |changed| Self::signal(&hub, changed.iter().map(|changed| &changed.run)),
+        );
+        written.await
+    }
+
+    async fn release(&self, lease: &Lease, outcome: AttemptOutcome) -> Result<Fenced<Changed>> {
+        let (lease, context, hub) = (lease.clone(), self.context(), Arc::clone(&self.hub));
+        let written = self.database.write(
+            move |db| change::release(db, &lease, outcome, &context),
+            move |changed| Self::signal(&hub, changed.iter().map(|changed| &changed.run)),
+        );
+        written.await
+    }
+
+    async fn history(&self, run: &Run, max_bytes: usize) -> Result<Vec<Turn>> {
+        let id = run.id.clone();
+        self.database.read(move |db| read::history(db, &id, max_bytes)).await
+    }
+
+    async fn conversations(&self, user: &UserId, after: Option<&str>, limit: u32) -> Result<Result<Page<Conversation>, BadCursor>> {
+        let (user, after) = (user.clone(), after.map(str::to_owned));
+        self.database.read(move |db| read::conversations(db, &user, after.as_deref(), limit)).await
+    }
+
+    async fn conversation(&self, user: &UserId, id: &ConversationId) -> Result<Option<Conversation>> {
+        let (user, id) = (user.clone(), id.clone());
+        self.database.read(move |db| read::conversation(db, &user, &id)).await
+    }
+
+    async fn conversation_runs(
+        &self,
+        user: &UserId,
+        id: &ConversationId,
+        after: Option<&str>,
+        limit: u32,
+    ) -> Result<Option<Result<Page<Run>, BadCursor>>> {
+        let (user, id, after) = (user.clone(), id.clone(), after.map(str::to_owned));
+        self.database.read(move |db| read::conversation_runs(db, &user, &id, after.as_deref(), limit)).await
+    }
+
+    async fn delete_conversation(&self, user: &UserId, id: &ConversationId) -> Result<Option<Vec<RunId>>> {
+        let (user, id, context, hub) = (user.clone(), id.clone(), self.context(), Arc::clone(&self.hub));
+        let written = self.database.write(
+            move |db| change::delete_conversation(db, &user, &id, &context),
+            move |deleted| {
+                if let Some((cancelled, _)) = deleted {
+                    Self::signal(&hub, cancelled);
+                }
+            },
+        );
+        Ok(written.await?.map(|(_, wake)| wake))
+    }
+
+    async fn sweep(&self) -> Result<Sweep> {
+        let (context, hub) = (self.context(), Arc::clone(&self.hub));
+        let written = self.database.write(move |db| sweep::sweep(db, &context), move |(_, changed)| Self::signal(&hub, changed));
+        written.await.map(|(sweep, _)| sweep)
+    }
+
+    async fn depth(&self) -> Result<Depth> {
+        self.database.read(read::depth).await
+    }
+
+    async fn ping(&self) -> Result<()> {
+        self.database.write(|_| Ok(()), |()| {}).await
+    }
+
+    fn append_interval(&self) -> Duration {
+        Duration::from_millis(20)
+    }
+}

@@ -1,0 +1,176 @@
+//! Accepting a run: all of it or nothing.
+
+use std::time::Duration;
+
+use rusqlite::{Connection, OptionalExtension, params};
+
+use super::Context;
+use super::change::cancel_stored;
+use super::rows::{RUN_COLUMNS, Stored, count_of_user, document, running_of_user, startable, stored};
+use crate::clock::Timestamp;
+use crate::run::{Run, Status, StatusChange, Usage, WaitingReason};
+use crate::store::{Idempotency, MultitaskStrategy, NewRun, SubmitError, Submitted};
+
+/// How long a key stands for its run: 24 hours, by the contract.
+const IDEMPOTENCY_TTL: Duration = Duration::from_secs(24 * 3600);
+const TITLE_MAX_CHARS: usize = 80;
+
+/// What was accepted, and the runs that were cancelled for it.
+pub(super) struct Accepted {
+    pub(super) submitted: Submitted,
+    pub(super) cancelled: Vec<Run>,
+}
+
+/// The outer result is the database's; the inner one says why nothing was accepted.
+pub(super) fn submit(db: &Connection, new: NewRun, context: &Context) -> rusqlite::Result<Result<Accepted, SubmitError>> {
+    if let Some(idempotency) = &new.idempotency {
+        match earlier(db, &new, idempotency, context)? {
+            Some(Ok(run)) => {
+                let submitted = Submitted { run, replayed: true, wake: Vec::new() };
+                return Ok(Ok(Accepted { submitted, cancelled: Vec::new() }));
+            }
+            Some(Err(error)) => return Ok(Err(error)),
+            None => {}
+        }
+    }
+    let limit = context.options.queued_per_user;
+    if count_of_user(db, &new.user_id, &[Status::Queued])? >= limit {
+        return Ok(Err(SubmitError::QueueFull { limit }));
+    }
+    let conversation = conversation(db, &new)?;
+    let active = match conversation {
+        Some((pk, _)) => active_runs(db, pk)?,
+        None => Vec::new(),
+    };
+    if new.multitask == MultitaskStrategy::Reject && !active.is_empty() {
+        return Ok(Err(SubmitError::ConversationBusy));
+    }
+    // From here on nothing refuses the run any more: a refusal must not leave half of it behind.
+    let mut busy = !active.is_empty();
+    let mut cancelled = Vec::new();
+    if matches!(new.multitask, MultitaskStrategy::Interrupt | MultitaskStrategy::Rollback) {
+        busy = false;
+        for mut earlier in active {
+            earlier.run.rolled_back |= new.multitask == MultitaskStrategy::Rollback;
+            cancel_stored(db, &mut earlier, context)?;
+            busy |= !earlier.run.status.is_terminal();
+            cancelled.push(earlier.run);
+        }
+    }
+    let (conversation, ordinal) = match conversation {
+        Some((pk, ordinal)) => {
+            db.prepare_cached("UPDATE conversations SET updated_at = ?2, next_ordinal = ?3 WHERE pk = ?1")?.execute(params![
+                pk,
+                context.now.as_millis(),
+                ordinal + 1
+            ])?;
+            (pk, ordinal)
+        }
+        None => (create_conversation(db, &new, context)?, 0),
+    };
+    let at_quota = running_of_user(db, &new.user_id)? >= context.options.running_per_user;
+    let reason = match (busy, at_quota) {
+        (true, _) => WaitingReason::ConversationBusy,
+        (false, true) => WaitingReason::UserQuota,
+        (false, false) => WaitingReason::NoCapacity,
+    };
+    let idempotency = new.idempotency.clone();
+    let run = insert(db, new, conversation, ordinal, reason, context)?;
+    if let Some(Idempotency { key, body_hash }) = idempotency {
+        db.prepare_cached("INSERT OR REPLACE INTO idempotency_keys (user_id, key, body_hash, run_id, expires_at) VALUES (?1, ?2, ?3, ?4, ?5)")?
+            .execute(params![run.user_id.as_str(), key, body_hash, run.id.as_str(), (context.now + IDEMPOTENCY_TTL).as_millis()])?;
+    }
+    let wake = if !cancelled.is_empty() {
+        // Cancelled runs may have freed the way for others too.
+        startable(db, &run.user_id, context)?
+    } else if reason == WaitingReason::NoCapacity {
+        vec![run.id.clone()]
+    } else {
+        Vec::new()
+    };
+    Ok(Ok(Accepted { submitted: Submitted { run, replayed: false, wake }, cancelled }))
+}
+
+/// The run that the key made before. A key whose run was deleted since, or whose time is over, is free again.
+fn earlier(db: &Connection, new: &NewRun, idempotency: &Idempotency, context: &Context) -> rusqlite::Result<Option<Result<Run, SubmitError>>> {
+    let found: Option<(Vec<u8>, String)> = db
+        .prepare_cached("SELECT body_hash, run_id FROM idempotency_keys WHERE user_id = ?1 AND key = ?2 AND expires_at > ?3")?
+        .query_row(params![new.user_id.as_str(), idempotency.key, context.now.as_millis()], |row| Ok((row.get(0)?, row.get(1)?)))
+        .optional()?;
+    let Some((body_hash, run_id)) = found else { return Ok(None) };
+    let run = match run_id.parse() {
+        Ok(id) => super::read::run(db, &id)?,
+        Err(error) => return Err(super::rows::conversion(1, error)),
+    };
+    Ok(run.map(|run| if body_hash == idempotency.body_hash { Ok(run) } else { Err(SubmitError::KeyReused) }))
+}
+
+/// The conversation's key and the place of its next run.
+fn conversation(db: &Connection, new: &NewRun) -> rusqlite::Result<Option<(i64, i64)>> {
+    db.prepare_cached("SELECT pk, next_ordinal FROM conversations WHERE user_id = ?1 AND id = ?2 AND deleted = 0")?
+        .query_row([new.user_id.as_str(), new.conversation_id.as_str()], |row| Ok((row.get(0)?, row.get(1)?)))
+        .optional()
+}
+
+fn create_conversation(db: &Connection, new: &NewRun, context: &Context) -> rusqlite::Result<i64> {
+    let words: Vec<&str> = new.message.split_whitespace().take(TITLE_MAX_CHARS).collect();
+    let title: String = words.join(" ").chars().filter(|c| !c.is_control()).take(TITLE_MAX_CHARS).collect();
+    db.prepare_cached("INSERT INTO conversations (user_id, id, title, created_at, updated_at, next_ordinal) VALUES (?1, ?2, ?3, ?4, ?4, 1)")?
+        .insert(params![new.user_id.as_str(), new.conversation_id.as_str(), title, context.now.as_millis()])
+}
+
+fn active_runs(db: &Connection, conversation: i64) -> rusqlite::Result<Vec<Stored>> {
+    db.prepare_cached(&format!(
+        "SELECT {RUN_COLUMNS} FROM runs WHERE conversation = ?1 AND status IN ('queued', 'in_progress', 'cancelling') ORDER BY ordinal"
+    ))?
+    .query_map([conversation], stored)?
+    .collect()
+}
+
+fn insert(db: &Connection, new: NewRun, conversation: i64, ordinal: i64, reason: WaitingReason, context: &Context) -> rusqlite::Result<Run> {
+    let now = context.now;
+    let mut run = Run {
+        id: new.id,
+        conversation_id: new.conversation_id,
+        user_id: new.user_id,
+        agent: new.agent,
+        status: Status::Queued,
+        waiting_reason: Some(reason),
+        message: new.message,
+        text: String::new(),
+        truncated: false,
+        exit_code: None,
+        error: None,
+        attempts: Vec::new(),
+        usage: Usage::default(),
+        created_at: now,
+        started_at: None,
+        finished_at: None,
+        expire_at: None,
+        metadata: new.metadata,
+        sequence_number: 1,
+        status_log: vec![StatusChange { sequence_number: 1, status: Status::Queued, waiting_reason: Some(reason) }],
+        lease: None,
+        epoch: 0,
+        not_before: None,
+        start_by: new.queue_ttl.map(|ttl| now + ttl),
+        timeout_millis: u64::try_from(new.timeout.as_millis()).unwrap_or(u64::MAX),
+        rolled_back: false,
+    };
+    let doc = document(&mut run)?;
+    db.prepare_cached(
+        "INSERT INTO runs (id, user_id, conversation, ordinal, status, start_by, published_at, sequence_number, doc, message)
+         VALUES (?1, ?2, ?3, ?4, 'queued', ?5, ?6, 1, ?7, ?8)",
+    )?
+    .execute(params![
+        run.id.as_str(),
+        run.user_id.as_str(),
+        conversation,
+        ordinal,
+        run.start_by.map(Timestamp::as_millis),
+        now.as_millis(),
+        doc,
+        run.message.as_bytes(),
+    ])?;
+    Ok(run)
+}

@@ -1,0 +1,72 @@
+//! The command line, as `--help` shows it.
+
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand};
+
+/// Takes a message over HTTP, runs the agent that answers it in a container of its own, and puts the reply where the
+/// page listens.
+#[derive(Debug, Parser)]
+#[command(name = "quayside", version, arg_required_else_help = true, max_term_width = 100)]
+pub(crate) struct Cli {
+    /// Configuration file [default: quayside.toml in the working directory, if there is one]
+    #[arg(long, global = true, env = "QUAYSIDE_CONFIG", value_name = "FILE")]
+    pub(crate) config: Option<PathBuf>,
+    /// What to log, for example `debug` or `info,quayside_worker=debug`
+    #[arg(long, global = true, env = "QUAYSIDE_LOG", value_name = "FILTER", default_value = "info")]
+    pub(crate) log: String,
+    #[command(subcommand)]
+    pub(crate) command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// Run everything on this machine: API, page, queue, store and worker in one process
+    Up(ServeArguments),
+    /// Run the HTTP API alone (google backend)
+    Api(ServeArguments),
+    /// Run a worker alone (google backend)
+    Worker,
+    /// Check configuration, database, container engine and images, and say what to do
+    Doctor,
+    /// Send a message, wait, and print the reply as it comes
+    Submit(SubmitArguments),
+    /// Print the OpenAPI document
+    Openapi,
+}
+
+#[derive(Debug, Clone, Default, Args)]
+pub(crate) struct ServeArguments {
+    /// DANGEROUS: listen beyond this machine although anybody can claim to be any user with the X-User-Id header. Only
+    /// behind a proxy that sets the header itself
+    #[arg(long)]
+    pub(crate) dangerously_trust_user_header_from_anyone: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct SubmitArguments {
+    /// The message; `-` reads it from standard input
+    #[arg(value_name = "MESSAGE")]
+    pub(crate) message: String,
+    /// Where the API is
+    #[arg(long, env = "QUAYSIDE_URL", default_value = "http://127.0.0.1:8080")]
+    pub(crate) url: String,
+    /// Who you are, in the `header` auth mode
+    #[arg(long, env = "QUAYSIDE_USER", default_value = "cli")]
+    pub(crate) user: String,
+    /// Who shall answer [default: the server's default agent]
+    #[arg(long)]
+    pub(crate) agent: Option<String>,
+    /// The conversation to join or open [default: a new one]
+    #[arg(long, value_name = "ID")]
+    pub(crate) conversation: Option<String>,
+    /// Wall-clock limit in seconds [default: the agent's]
+    #[arg(long, value_name = "SECONDS")]
+    pub(crate) timeout: Option<u64>,
+    /// Print the finished run as JSON instead of streaming its reply
+    #[arg(long)]
+    pub(crate) json: bool,
+    /// Say nothing on standard error but errors
+    #[arg(long, short)]
+    pub(crate) quiet: bool,
+}

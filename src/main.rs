@@ -1,0 +1,62 @@
+//! The one binary: everything on one machine (`up`), the parts apart (`api`, `worker`), and the client commands.
+
+mod cli;
+mod client;
+mod doctor;
+mod listening;
+mod serve;
+mod submit;
+
+use std::process::ExitCode;
+
+use clap::Parser;
+use quayside_shared::config::Config;
+
+use cli::{Cli, Command, ServeArguments};
+
+/// Wrong configuration or usage, as clap has it too.
+const EXIT_USAGE: u8 = 2;
+
+#[tokio::main]
+async fn main() -> ExitCode {
+    let cli = Cli::parse();
+    quayside_shared::telemetry::init_logs(&cli.log);
+    let outcome = match &cli.command {
+        Command::Submit(arguments) => submit::run(arguments).await,
+        Command::Up(arguments) => with_config(&cli, |config| serve::up(config, arguments.clone())).await,
+        Command::Api(arguments) => with_config(&cli, |config| apart(config, "api", arguments.clone())).await,
+        Command::Worker => with_config(&cli, |config| apart(config, "worker", ServeArguments::default())).await,
+        Command::Doctor => with_config(&cli, doctor::run).await,
+        Command::Openapi => print_openapi(),
+    };
+    match outcome {
+        Ok(code) => code,
+        Err(error) => {
+            eprintln!("quayside: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// Reads the configuration and runs `command` with it; a wrong one is told and ends with its own exit code.
+async fn with_config<F: Future<Output = anyhow::Result<ExitCode>>>(cli: &Cli, command: impl FnOnce(Config) -> F) -> anyhow::Result<ExitCode> {
+    match Config::load(cli.config.as_deref(), std::env::vars()) {
+        Ok(config) => command(config).await,
+        Err(error) => {
+            eprintln!("quayside: {error}");
+            Ok(ExitCode::from(EXIT_USAGE))
+        }
+    }
+}
+
+/// The API and the worker as processes of their own need a backend that joins them.
+async fn apart(_config: Config, name: &str, _arguments: ServeArguments) -> anyhow::Result<ExitCode> {
+    eprintln!("quayside: `quayside {name}` needs [backend] kind = \"google\"; with the embedded backend both run in one process: use `quayside up`");
+    Ok(ExitCode::from(EXIT_USAGE))
+}
+
+#[expect(clippy::print_stdout, reason = "printing it is the command")]
+fn print_openapi() -> anyhow::Result<ExitCode> {
+    println!("{}", serde_json::to_string_pretty(&quayside_api::openapi())?);
+    Ok(ExitCode::SUCCESS)
+}

@@ -1,0 +1,193 @@
+//! One delivery, top to bottom: claim, run, record, wake, acknowledge, clean up.
+//!
+//! An attempt does not retry itself (invariant 7). Whatever happens, exactly one of these is true at the end: the run's
+//! end is stored; the run was handed back; or the lease was lost and nothing more was written.
+
+mod execute;
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use quayside_shared::agent::Agent;
+use quayside_shared::error::chain;
+use quayside_shared::ids::{AgentName, RunId, WorkerId};
+use quayside_shared::queue::{Delivery, Message, Queue};
+use quayside_shared::run::{AttemptOutcome, Run};
+use quayside_shared::state::Finished;
+use quayside_shared::store::{Changed, Claim, Fenced, Lease, LeaseLost, Store};
+use quayside_shared::telemetry::names;
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+
+use crate::lease::{LeaseKeeper, LeaseTimes};
+use crate::runner::{Runner, Sandbox};
+use crate::slots::{Announced, LiveContainers, Slot};
+
+/// The delay before a write that failed is tried again.
+const RETRY: Duration = Duration::from_millis(500);
+
+/// What every attempt of a worker shares.
+pub struct Attempts {
+    /// The truth.
+    pub store: Arc<dyn Store>,
+    /// Where runs that may start now are announced.
+    pub queue: Arc<dyn Queue>,
+    /// Makes containers.
+    pub runner: Arc<dyn Runner>,
+    /// Who can answer.
+    pub agents: BTreeMap<AgentName, Agent>,
+    /// This life of this worker.
+    pub worker: WorkerId,
+    /// How long leases last.
+    pub times: LeaseTimes,
+    /// Containers in use.
+    pub live: LiveContainers,
+    /// Set when running attempts must be handed back.
+    pub hand_back: CancellationToken,
+}
+
+/// What a delivery came to, for the consumer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Delivered {
+    /// Nothing special.
+    Done,
+    /// The store did not answer: wait before the next delivery.
+    StoreFault,
+    /// The engine failed: wait until it answers.
+    EngineFault,
+}
+
+/// How an execution ended.
+enum Ending {
+    /// With the run; the text, when given, is the reply as a whole.
+    Finished(Finished, Option<String>),
+    /// The run goes back: drain or engine fault.
+    Released(AttemptOutcome),
+    /// Somebody else may hold the run by now.
+    LeaseLost,
+}
+
+/// A container that is still to be removed.
+struct Leftover {
+    sandbox: Box<dyn Sandbox>,
+    _announced: Announced,
+}
+
+impl Attempts {
+    /// Handles one delivery. The slot is free again when this returns, and its container is gone.
+    pub async fn deliver(&self, delivery: Box<dyn Delivery>, slot: Slot) -> Delivered {
+        let run_id = delivery.message().run_id.clone();
+        let trace = delivery.message().trace.clone();
+        // Before the claim, so that no cancellation slips through in between.
+        let watch = self.store.watch(&run_id);
+        let claimed = Instant::now();
+        let (lease, run) = match self.store.claim(&run_id, &self.worker, self.times.duration).await {
+            Ok(Claim::Claimed(lease, run)) => (lease, run),
+            Ok(Claim::Waiting(reason)) => {
+                tracing::debug!(%run_id, ?reason, "not yet");
+                delivery.ack().await;
+                return Delivered::Done;
+            }
+            Ok(Claim::Nothing) => {
+                delivery.ack().await;
+                return Delivered::Done;
+            }
+            Ok(Claim::Expired(wake)) => {
+                tracing::info!(%run_id, "expired before it started");
+                self.publish(wake, &trace).await;
+                delivery.ack().await;
+                return Delivered::Done;
+            }
+            Err(error) => {
+                tracing::warn!(%run_id, error = %chain(&error), "a claim failed, the message goes back");
+                delivery.nack().await;
+                return Delivered::StoreFault;
+            }
+        };
+        metrics::histogram!(names::PICKUP_SECONDS).record(Duration::from_millis(run.usage.queue_millis.unwrap_or(0)).as_secs_f64());
+        let keeper = LeaseKeeper::start(Arc::clone(&self.store), lease.clone(), watch, self.times, claimed);
+        let (ending, leftover) = self.execute(&run, &lease, &keeper, &slot, claimed).await;
+        let engine_fault = matches!(ending, Ending::Released(AttemptOutcome::EngineFault));
+        match self.record(&lease, ending, &keeper).await {
+            Ok(changed) => {
+                drop(keeper);
+                log_end(&changed.run, claimed);
+                self.publish(changed.wake, &trace).await;
+                delivery.ack().await;
+            }
+            Err(LeaseLost) => {
+                metrics::counter!(names::LEASES_LOST).increment(1);
+                tracing::warn!(%run_id, epoch = lease.epoch, "the lease was lost; the container is killed and nothing more is written");
+                // The store has moved on without us and causes the next message itself.
+                delivery.ack().await;
+            }
+        }
+        if let Some(leftover) = leftover {
+            remove(&run_id, leftover).await;
+        }
+        if engine_fault { Delivered::EngineFault } else { Delivered::Done }
+    }
+
+    /// Stores the end, as often as it takes while the lease lasts: what is lost here would be run again.
+    async fn record(&self, lease: &Lease, ending: Ending, keeper: &LeaseKeeper) -> Fenced<Changed> {
+        loop {
+            if keeper.lost.is_cancelled() {
+                return Err(LeaseLost);
+            }
+            let written = match &ending {
+                Ending::Finished(finished, text) => self.store.finish(lease, finished.clone(), text.clone()).await,
+                Ending::Released(outcome) => self.store.release(lease, *outcome).await,
+                Ending::LeaseLost => return Err(LeaseLost),
+            };
+            match written {
+                Ok(fenced) => return fenced,
+                Err(error) => {
+                    tracing::warn!(run_id = %lease.run_id, error = %chain(&error), "the end of an attempt cannot be written, trying again");
+                    tokio::select! {
+                        () = keeper.lost.cancelled() => {}
+                        () = tokio::time::sleep(RETRY) => {}
+                    }
+                }
+            }
+        }
+    }
+
+    async fn publish(&self, wake: Vec<RunId>, trace: &BTreeMap<String, String>) {
+        publish(&*self.queue, wake, trace).await;
+    }
+}
+
+/// Announces runs that may start. A failed publish costs time, not the run: the sweeper repairs it.
+pub(crate) async fn publish(queue: &dyn Queue, wake: Vec<RunId>, trace: &BTreeMap<String, String>) {
+    if wake.is_empty() {
+        return;
+    }
+    let messages: Vec<Message> = wake.into_iter().map(|run_id| Message { run_id, trace: trace.clone() }).collect();
+    if let Err(error) = queue.publish(&messages).await {
+        tracing::warn!(messages = messages.len(), error = %chain(&error), "a publish failed; the sweeper will repair it");
+    }
+}
+
+async fn remove(run_id: &RunId, leftover: Leftover) {
+    // Without an answer here the container stays announced no longer, and the sweeper takes it.
+    if let Err(fault) = leftover.sandbox.remove().await {
+        tracing::warn!(%run_id, error = %chain(&fault), "a container could not be removed; the sweeper will");
+    }
+}
+
+fn log_end(run: &Run, claimed: Instant) {
+    let outcome = run.attempts.last().and_then(|attempt| attempt.outcome);
+    let agent = run.agent.as_str().to_owned();
+    if let Some(outcome) = outcome {
+        metrics::counter!(names::ATTEMPTS_ENDED, "agent" => agent.clone(), "outcome" => format!("{outcome:?}")).increment(1);
+    }
+    if run.status.is_terminal() {
+        metrics::counter!(names::RUNS_ENDED, "agent" => agent, "status" => run.status.as_str()).increment(1);
+        if let Some(finished_at) = run.finished_at {
+            metrics::histogram!(names::RUN_SECONDS).record(finished_at.since(run.created_at).as_secs_f64());
+        }
+    }
+    let duration_ms = u64::try_from(claimed.elapsed().as_millis()).unwrap_or(u64::MAX);
+    tracing::info!(run_id = %run.id, attempt = run.attempts.len(), status = run.status.as_str(), outcome = ?outcome, duration_ms, "attempt ended");
+}

@@ -1,0 +1,95 @@
+//! The worker's loop: a free slot, a message, an attempt. And how it ends.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use quayside_shared::error::chain;
+use quayside_shared::telemetry::names;
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use crate::attempt::{Attempts, Delivered};
+use crate::runner::Runner;
+use crate::slots::Slots;
+
+/// The pause after the queue or the store failed.
+const PAUSE: Duration = Duration::from_secs(1);
+/// Handing back (kill, write, publish) needs this much of the drain time.
+const HAND_BACK: Duration = Duration::from_secs(5);
+
+/// Consumes until `drain` is set, then lets running attempts go on for most of `grace` and hands the others back.
+/// Returns when no attempt is left; within about `grace`.
+pub async fn consume(attempts: Arc<Attempts>, slots: Slots, drain: CancellationToken, grace: Duration) {
+    let tracker = TaskTracker::new();
+    // Whether the engine is taken to work; an attempt that saw it fail says no, and a probe says yes again.
+    let (engine, mut engine_ok) = watch::channel(true);
+    let engine = Arc::new(engine);
+    metrics::gauge!(names::SLOTS).set(f64::from(slots.total()));
+    loop {
+        let slot = tokio::select! {
+            () = drain.cancelled() => break,
+            slot = slots.take() => slot,
+        };
+        let Some(slot) = slot else { break };
+        // A worker without an engine takes no message: it would only give it back.
+        if !*engine_ok.borrow_and_update() {
+            tokio::select! {
+                () = drain.cancelled() => break,
+                () = until_it_answers(&*attempts.runner) => engine.send_replace(true),
+            };
+        }
+        let delivery = tokio::select! {
+            () = drain.cancelled() => break,
+            delivery = attempts.queue.receive() => delivery,
+        };
+        let delivery = match delivery {
+            Ok(delivery) => delivery,
+            Err(error) => {
+                tracing::warn!(error = %chain(&error), "the queue does not deliver, trying again");
+                tokio::time::sleep(PAUSE).await;
+                continue;
+            }
+        };
+        let (attempts, engine, slots) = (Arc::clone(&attempts), Arc::clone(&engine), slots.clone());
+        tracker.spawn(async move {
+            metrics::gauge!(names::SLOTS_BUSY).set(f64::from(slots.busy()));
+            match attempts.deliver(delivery, slot).await {
+                Delivered::Done => {}
+                Delivered::StoreFault => tokio::time::sleep(PAUSE).await,
+                Delivered::EngineFault => {
+                    engine.send_replace(false);
+                }
+            }
+            metrics::gauge!(names::SLOTS_BUSY).set(f64::from(slots.busy()));
+        });
+    }
+    tracker.close();
+    tracing::info!(running = tracker.len(), "draining: no new attempts");
+    let patience = grace.saturating_sub(HAND_BACK).max(grace / 2);
+    if tokio::time::timeout(patience, tracker.wait()).await.is_err() {
+        tracing::info!(running = tracker.len(), "handing running attempts back");
+        attempts.hand_back.cancel();
+        if tokio::time::timeout(HAND_BACK, tracker.wait()).await.is_err() {
+            tracing::warn!(running = tracker.len(), "gave up waiting; the sweeper will take these runs back");
+        }
+    }
+}
+
+/// Probes the engine with growing pauses until it answers. `backoff` gives the pauses; there is no end to them, because
+/// without an engine there is nothing else to do.
+async fn until_it_answers(runner: &dyn Runner) {
+    let pauses = backoff::ExponentialBackoffBuilder::new()
+        .with_initial_interval(Duration::from_millis(250))
+        .with_max_interval(Duration::from_secs(10))
+        .with_max_elapsed_time(None)
+        .build();
+    let probe = || async { runner.ping().await.map_err(backoff::Error::transient) };
+    let answered = backoff::future::retry_notify(pauses, probe, |fault: crate::runner::Fault, pause: Duration| {
+        let retry_ms = u64::try_from(pause.as_millis()).unwrap_or(u64::MAX);
+        tracing::warn!(error = %chain(&fault), retry_ms, "the container engine does not answer");
+    });
+    if let Ok(engine) = answered.await {
+        tracing::info!(engine = engine.description, "the container engine answers");
+    }
+}

@@ -1,0 +1,12 @@
+//! The worker: consumes the queue, runs each attempt in a container of its own, writes the reply to the store.
+//!
+//! Read [`consumer`] for the loop, [`attempt`] for one delivery from top to bottom, [`sweeper`] for the repair.
+
+pub mod attempt;
+pub mod consumer;
+pub mod lease;
+pub mod protocol;
+pub mod reply;
+pub mod runner;
+pub mod slots;
+pub mod sweeper;

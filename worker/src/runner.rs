@@ -1,0 +1,172 @@
+//! The runner port: one fresh container per attempt.
+//!
+//! The order of calls is part of the contract, and every adapter refuses another one with [`FaultKind::Misuse`]:
+//!
+//! ```text
+//! launch ─▶ send ─▶ next_output … None ─▶ wait ─▶ remove
+//!             └────────────┴─── kill (any time) ─▶ wait ─▶ remove
+//! ```
+//!
+//! A container serves one request and is removed (invariant 8). Its effective settings are inspected before its
+//! program starts, and a container that is not as strict as asked for never starts (invariant 9).
+
+pub mod docker;
+mod order;
+pub mod scripted;
+
+use std::fmt;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use quayside_shared::agent::Agent;
+use quayside_shared::ids::RunId;
+
+/// What a container is made for.
+#[derive(Debug, Clone)]
+pub struct LaunchSpec {
+    /// Image, command, limits.
+    pub agent: Agent,
+    /// The run, for the container's labels; never its user or message.
+    pub run_id: RunId,
+    /// The lease's epoch, for the container's name: two epochs of one run never share one.
+    pub epoch: u64,
+    /// The worker's slot that the container occupies, from 0. Containers that live at the same time have different
+    /// slots, and so different host uids: per-uid kernel quotas cannot be drained across them.
+    pub slot: u32,
+}
+
+/// Names a container of ours: which run, which epoch.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct ContainerKey {
+    /// The run.
+    pub run_id: RunId,
+    /// The epoch of the lease it was started under.
+    pub epoch: u64,
+}
+
+/// A piece of what the program wrote. Chunks follow reads, not lines.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum OutputChunk {
+    /// From standard output: the reply.
+    Stdout(Bytes),
+    /// From standard error: the run's log.
+    Stderr(Bytes),
+}
+
+/// How a program ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Exit {
+    /// Its exit code; 128 + n after signal n.
+    pub code: i64,
+    /// Whether the memory limit killed it. A bare 137 is not enough: anybody can send signal 9 to themselves.
+    pub oom: bool,
+    /// CPU time of the whole container, when it could be read.
+    pub cpu: Option<Duration>,
+    /// Peak memory in bytes, when it could be read.
+    pub max_memory: Option<u64>,
+}
+
+/// What a caller can do about a failed call.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum FaultKind {
+    /// The image is not there and cannot be had. Trying again does not help.
+    ImageUnavailable,
+    /// The engine refuses this container: no such program, no such runtime, a setting that is not enforced. Trying
+    /// again does not help.
+    Refused,
+    /// The engine does not answer or failed by itself: nobody's fault, the attempt does not count.
+    Engine,
+    /// Calls in the wrong order: a bug in the caller.
+    Misuse,
+}
+
+/// A failed call on the port. The context is fit for the run's user: no paths, no secrets.
+#[derive(Debug)]
+pub struct Fault {
+    kind: FaultKind,
+    context: String,
+    source: Option<Box<dyn std::error::Error + Send + Sync>>,
+}
+
+impl Fault {
+    /// A fault of `kind`; `context` says what was being done or what is wrong.
+    pub fn new(kind: FaultKind, context: impl Into<String>) -> Self {
+        Self { kind, context: context.into(), source: None }
+    }
+
+    /// The same with the error that caused it.
+    #[must_use]
+    pub fn with_source(mut self, source: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> Self {
+        self.source = Some(source.into());
+        self
+    }
+
+    /// What a caller can do about it.
+    #[must_use]
+    pub const fn kind(&self) -> FaultKind {
+        self.kind
+    }
+}
+
+impl fmt::Display for Fault {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.context)
+    }
+}
+
+impl std::error::Error for Fault {
+    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+        self.source.as_deref().map(|source| source as _)
+    }
+}
+
+/// A container with its program started, waiting for its request. Dropping it without [`Sandbox::remove`] leaves it to
+/// the sweeper: it is killed there, not here.
+#[async_trait]
+pub trait Sandbox: Send + fmt::Debug {
+    /// Hands the request over, once: it is written to standard input, followed by end of file, while output is read. A
+    /// program that never reads its input, or that ended before, is no fault.
+    fn send(&mut self, request: Bytes) -> Result<(), Fault>;
+
+    /// The next piece of output; `None` when the program closed both streams or the container ended. Cancel-safe.
+    /// Output is only read when this is called: a caller that wants to drop what comes must still drain it.
+    async fn next_output(&mut self) -> Option<Result<OutputChunk, Fault>>;
+
+    /// Kills every process of the container and returns when the engine confirms that none is left. At most 10 s, then
+    /// it is an [`FaultKind::Engine`] fault. Killing what is dead already is fine.
+    async fn kill(&mut self) -> Result<(), Fault>;
+
+    /// Waits for the end of the program and says how it ended. Cancel-safe. Calling it again gives the same answer.
+    async fn wait(&mut self) -> Result<Exit, Fault>;
+
+    /// Removes the container with all it wrote. It must be dead.
+    async fn remove(self: Box<Self>) -> Result<(), Fault>;
+}
+
+/// Whether the engine answers, and which it is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct EngineInfo {
+    /// For people: `Docker 20.10.24, API 1.41, runc 1.1.5`.
+    pub description: String,
+}
+
+/// Starts containers, and cleans up after itself.
+#[async_trait]
+pub trait Runner: Send + Sync + 'static {
+    /// Creates a container as strict as [`LaunchSpec`] asks, inspects what the engine made of it, attaches to it and
+    /// starts its program. On an error nothing is left behind that the sweeper would not find.
+    async fn launch(&self, spec: &LaunchSpec) -> Result<Box<dyn Sandbox>, Fault>;
+
+    /// Kills and removes every container of this instance for which `live` says no, and never anyone else's. Returns
+    /// how many it removed. `live` is asked after the containers were listed: one that was launched in between has been
+    /// announced by then.
+    async fn sweep(&self, live: &(dyn for<'a> Fn(&'a ContainerKey) -> bool + Send + Sync)) -> Result<usize, Fault>;
+
+    /// Whether the engine answers.
+    async fn ping(&self) -> Result<EngineInfo, Fault>;
+
+    /// The digest of an agent's image as the engine has it, for `GET /api/agents` and `doctor`; `None` when it is not
+    /// there.
+    async fn image_digest(&self, image: &str) -> Result<Option<String>, Fault>;
+}

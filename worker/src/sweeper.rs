@@ -1,0 +1,98 @@
+//! Repairs what was lost: containers without an attempt, attempts without a worker, runs without a message.
+//!
+//! Level-triggered, by timer: it looks at what is, so a pass that was missed costs time and nothing else.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use quayside_shared::clock::{Clock, SystemClock};
+use quayside_shared::error::chain;
+use quayside_shared::queue::Queue;
+use quayside_shared::store::Store;
+use quayside_shared::telemetry::names;
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+
+use crate::attempt::publish;
+use crate::runner::Runner;
+use crate::slots::LiveContainers;
+
+/// The longest pause between two passes.
+const INTERVAL: Duration = Duration::from_secs(5);
+/// The shortest: a pass that finds work due at once must not spin.
+const SHORTEST: Duration = Duration::from_millis(50);
+/// Containers are listed less often than rows: it costs the engine more.
+const CONTAINERS: Duration = Duration::from_secs(20);
+
+/// What the sweeper works on.
+pub struct Sweeper {
+    /// The truth.
+    pub store: Arc<dyn Store>,
+    /// Where repaired runs are announced.
+    pub queue: Arc<dyn Queue>,
+    /// Whose leftovers are removed.
+    pub runner: Arc<dyn Runner>,
+    /// Containers in use.
+    pub live: LiveContainers,
+}
+
+impl Sweeper {
+    /// Removes what an earlier life of this worker left behind. Called before the first attempt, and before the first
+    /// pass over the store: a run whose old container may still live must not be called cancelled or be started again.
+    pub async fn remove_leftovers(&self) -> Result<usize, crate::runner::Fault> {
+        let removed = self.runner.sweep(&|key| self.live.contains(key)).await?;
+        if removed > 0 {
+            metrics::counter!(names::LEFTOVERS_REMOVED).increment(removed as u64);
+            tracing::info!(removed, "removed containers that no attempt uses");
+        }
+        Ok(removed)
+    }
+
+    /// Sweeps until `drain` is set.
+    pub async fn run(self, drain: CancellationToken) {
+        let mut containers_at = Instant::now();
+        let mut clean = false;
+        loop {
+            if Instant::now() >= containers_at {
+                match self.remove_leftovers().await {
+                    Ok(_) => clean = true,
+                    Err(fault) => tracing::warn!(error = %chain(&fault), "leftover containers cannot be looked for, trying again"),
+                }
+                containers_at = Instant::now() + if clean { CONTAINERS } else { INTERVAL };
+            }
+            let pause = if clean { self.pass().await } else { INTERVAL };
+            tokio::select! {
+                () = drain.cancelled() => break,
+                () = tokio::time::sleep(pause) => {}
+            }
+        }
+    }
+
+    /// One pass over the store; returns when the next is worth while.
+    async fn pass(&self) -> Duration {
+        match self.store.sweep().await {
+            Ok(sweep) => {
+                if sweep.lost + sweep.expired > 0 {
+                    tracing::info!(lost = sweep.lost, expired = sweep.expired, wake = sweep.wake.len(), "took back runs of lost workers");
+                }
+                publish(&*self.queue, sweep.wake, &BTreeMap::new()).await;
+                self.observe_depth().await;
+                let now = SystemClock.now();
+                sweep.next_at.map_or(INTERVAL, |at| at.since(now)).clamp(SHORTEST, INTERVAL)
+            }
+            Err(error) => {
+                tracing::warn!(error = %chain(&error), "a sweep failed, trying again");
+                INTERVAL
+            }
+        }
+    }
+
+    async fn observe_depth(&self) {
+        if let Ok(depth) = self.store.depth().await {
+            metrics::gauge!(names::QUEUE_DEPTH).set(depth.queued as f64);
+            let age = depth.oldest_queued_at.map_or(Duration::ZERO, |at| SystemClock.now().since(at));
+            metrics::gauge!(names::QUEUE_AGE_SECONDS).set(age.as_secs_f64());
+        }
+    }
+}
