@@ -1,3 +1,5 @@
-//! One suite for each port, applied to every adapter of it.
+//! One suite per port; every adapter passes it. A new adapter adds a fixture and one macro line.
 
-pub mod runner;
+mod queue;
+mod runner;
+mod store;

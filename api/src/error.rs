@@ -5,7 +5,7 @@ use std::borrow::Cow;
 use std::collections::BTreeMap;
 
 use axum::response::{IntoResponse, Response};
-use http::header::{ALLOW, CONTENT_TYPE, RETRY_AFTER};
+use http::header::{CONTENT_TYPE, RETRY_AFTER};
 use http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
 use quayside_shared::error::{Error, ErrorKind, chain};
 use quayside_shared::store::SubmitError;
@@ -207,7 +207,7 @@ fn documented(status: StatusCode, text: &str, headers: &[(&HeaderName, Type, &st
     let mut response = ResponseBuilder::new().description(text).content("application/problem+json", content);
     for (name, kind, text) in headers {
         let schema = ObjectBuilder::new().schema_type(kind.clone()).build();
-        response = response.header(name.as_str(), HeaderBuilder::new().schema(schema).description(Some(*text)).build());
+        response = response.header(name.as_str(), HeaderBuilder::new().schema(Some(schema)).description(Some(*text)).build());
     }
     BTreeMap::from([(status.as_u16().to_string(), response.build().into())])
 }
@@ -247,6 +247,4 @@ problems! {
     Overloaded = SERVICE_UNAVAILABLE, "`overloaded`: the store does not answer, or the server is going down", RETRY_AFTER: Integer, "Seconds until another try may succeed";
     /// Of every route that touches the store.
     Failed = INTERNAL_SERVER_ERROR, "`internal`: our fault";
-    /// Of every path.
-    MethodNotAllowed = METHOD_NOT_ALLOWED, "`method_not_allowed`", ALLOW: String, "The methods that this path knows";
 }

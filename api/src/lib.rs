@@ -4,7 +4,8 @@
 //! can be answered besides success, and [`serve()`] for what happens below HTTP's semantics: timeouts and limits.
 
 use std::collections::HashMap;
-use std::sync::{Arc, RwLock};
+use std::sync::{Arc, Mutex, RwLock};
+use std::time::{Duration, Instant};
 
 use futures::future::BoxFuture;
 use quayside_shared::config::Config;
@@ -13,8 +14,22 @@ use quayside_shared::queue::Queue;
 use quayside_shared::store::Store;
 use tokio_util::sync::CancellationToken;
 
+mod agents;
+mod auth;
+mod body;
+mod conversations;
+mod edge;
+mod error;
+mod events;
+mod page;
+mod params;
+mod publish;
+mod request;
 mod router;
+mod runs;
 mod serve;
+mod service;
+mod view;
 
 pub use router::{openapi, router};
 pub use serve::serve;
@@ -54,4 +69,47 @@ pub struct Deps {
     pub loopback_hosts_only: bool,
     /// Cancelled when the process drains: `/readyz` turns red, nothing new is accepted, waits and streams end.
     pub drain: CancellationToken,
+}
+
+/// What every handler shares.
+struct App {
+    deps: Deps,
+    publisher: publish::Publisher,
+    page: page::Pages,
+    streams: events::Streams,
+    counting: Counting,
+    body_limit: usize,
+}
+
+impl App {
+    fn new(deps: Deps, document: &utoipa::openapi::OpenApi) -> Self {
+        Self {
+            publisher: publish::Publisher::start(Arc::clone(&deps.queue)),
+            page: page::Pages::new(document),
+            streams: events::Streams::default(),
+            counting: Counting::default(),
+            body_limit: request::body_limit(&deps.config),
+            deps,
+        }
+    }
+}
+
+/// Keeps the counting of places in the line, which is linear in the line, out of the way of accepting many runs: one
+/// answer to a submission at a time has its place counted, and at most one in a hundredth of a second.
+#[derive(Default)]
+struct Counting {
+    last: Mutex<Option<Instant>>,
+}
+
+impl Counting {
+    fn begin(&self) -> bool {
+        const PAUSE: Duration = Duration::from_millis(10);
+        let Ok(mut last) = self.last.try_lock() else { return false };
+        let now = Instant::now();
+        if last.is_some_and(|last| now.duration_since(last) < PAUSE) {
+            return false;
+        }
+        *last = Some(now);
+        true
+    }
 }

@@ -1,24 +1,92 @@
 //! Every route.
 
+use std::sync::Arc;
+
 use axum::Router;
-use utoipa::openapi::OpenApi;
+use axum::middleware::from_fn_with_state;
+use axum::routing::get;
+use quayside_shared::config::Config;
+use utoipa::openapi::schema::Schema;
+use utoipa::openapi::security::{ApiKey, ApiKeyValue, SecurityScheme};
+use utoipa::openapi::{ComponentsBuilder, InfoBuilder, LicenseBuilder, OpenApi, OpenApiBuilder, RefOr};
+use utoipa::PartialSchema;
 use utoipa_axum::router::OpenApiRouter;
+use utoipa_axum::routes;
 
-use crate::Deps;
+use crate::error::ProblemView;
+use crate::{App, Deps, agents, conversations, edge, events, page, runs, service};
 
-/// The whole API on `deps`. Must be called inside a Tokio runtime: it starts the publisher.
-pub fn router(deps: Deps) -> Router {
-    let _ = deps;
-    let (router, _document) = routes().split_for_parts();
-    router
+fn routes() -> OpenApiRouter<Arc<App>> {
+    OpenApiRouter::with_openapi(base())
+        .routes(routes!(service::root))
+        .routes(routes!(service::livez))
+        .routes(routes!(service::readyz))
+        .routes(routes!(service::metrics))
+        .routes(routes!(runs::submit))
+        .routes(routes!(runs::get))
+        .routes(routes!(runs::cancel))
+        .routes(routes!(events::events))
+        .routes(routes!(conversations::list))
+        .routes(routes!(conversations::get, conversations::delete))
+        .routes(routes!(conversations::runs))
+        .routes(routes!(agents::list))
 }
 
-/// The OpenAPI document that `/openapi.json` answers.
+/// Files for browsers, no part of the contract.
+fn pages() -> Router<Arc<App>> {
+    Router::new()
+        .route("/web/{*path}", get(page::web))
+        .route("/openapi.json", get(page::document))
+        .route("/docs", get(page::docs_moved))
+        .route("/docs/", get(page::docs_index))
+        .route("/docs/{*path}", get(page::docs))
+}
+
+/// The whole API on `deps`. Must be called inside a Tokio runtime: it starts the publisher, which lives as long as the
+/// router or a request does.
+pub fn router(deps: Deps) -> Router {
+    let (router, mut document) = routes().split_for_parts();
+    describe_limits(&mut document, &deps.config);
+    let app = Arc::new(App::new(deps, &document));
+    let mut router = router.merge(pages()).fallback(edge::not_found).method_not_allowed_fallback(edge::method_not_allowed);
+    if let Some(cors) = edge::cors(&app.deps.config.api.cors_origins) {
+        router = router.layer(cors);
+    }
+    router.layer(from_fn_with_state(Arc::clone(&app), edge::edge)).with_state(app)
+}
+
+/// The OpenAPI document, without what depends on the configuration; `/openapi.json` has that too.
 #[must_use]
 pub fn openapi() -> OpenApi {
-    routes::<()>().split_for_parts().1
+    routes().split_for_parts().1
 }
 
-fn routes<S: Clone + Send + Sync + 'static>() -> OpenApiRouter<S> {
-    OpenApiRouter::new()
+fn base() -> OpenApi {
+    let info = InfoBuilder::new()
+        .title("Quayside")
+        .version(env!("CARGO_PKG_VERSION"))
+        .description(Some("Send a message, an agent answers it in a container of its own. Every refusal is an `application/problem+json`."))
+        .license(Some(LicenseBuilder::new().name("Apache-2.0").identifier(Some("Apache-2.0")).build()));
+    let user = ApiKeyValue::with_description("X-User-Id", "1 to 128 visible ASCII characters; believed as it is, on loopback only");
+    let components = ComponentsBuilder::new()
+        .security_scheme("user", SecurityScheme::ApiKey(ApiKey::Header(user)))
+        .schema("Problem", ProblemView::schema());
+    OpenApiBuilder::new().info(info).components(Some(components.build())).build()
+}
+
+/// Puts the configured limits into the schema of a submission.
+fn describe_limits(document: &mut OpenApi, config: &Config) {
+    let Some(components) = document.components.as_mut() else { return };
+    let Some(RefOr::T(Schema::Object(request))) = components.schemas.get_mut("SubmitRequest") else { return };
+    let mut property = |name: &str, change: &dyn Fn(&mut utoipa::openapi::Object)| {
+        if let Some(RefOr::T(Schema::Object(object))) = request.properties.get_mut(name) {
+            change(object);
+        }
+    };
+    let message = usize::try_from(config.limits.message.bytes()).unwrap_or(usize::MAX);
+    property("message", &|object| object.max_length = Some(message));
+    let longest = config.agents.values().map(|agent| agent.timeout.as_secs()).max().unwrap_or(0);
+    property("timeoutSeconds", &|object| object.maximum = Some(longest.into()));
+    let names = || config.agents.keys().map(|name| serde_json::Value::from(name.as_str())).chain([serde_json::Value::Null]);
+    property("agent", &|object| object.enum_values = Some(names().collect()));
 }

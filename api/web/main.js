@@ -25,7 +25,7 @@ startLanguage();
 const drawer = createDrawer();
 const confirm = createConfirm();
 const connection = createConnectionLine();
-const chat = createChat({ connection, onChanged: refreshList });
+const chat = createChat({ connection, onChanged: refreshList, onRetry: () => route() });
 const list = createList({ onDelete: askToDelete });
 const composer = createComposer({
   target: () => chat.opened() ?? randomId("conv_"),
@@ -107,7 +107,7 @@ async function route({ byReader = false } = {}) {
   composer.open(wanted ?? "");
   const loading = chat.open(wanted);
   render();
-  if (byReader && wanted !== null) title.focus({ preventScroll: true });
+  if (byReader && (wanted !== null || !hasPointer.matches)) title.focus({ preventScroll: true });
   else if (hasPointer.matches) composer.focus();
   try {
     if (!(await loading)) return;
@@ -124,12 +124,12 @@ async function route({ byReader = false } = {}) {
 async function askToDelete(target, button) {
   const done = await confirm(titleOf(target), () => deleteConversation(target.id));
   if (!done) return button.focus();
-  rememberHere(`draft.${target.id}`, null);
+  for (const kept of ["draft", "attempt"]) rememberHere(`${kept}.${target.id}`, null);
   const next = list.remove(target.id);
   announce(t("delete.done"));
   if (chat.opened() === target.id) {
     history.replaceState(null, "", "#/");
-    await route();
+    await route({ byReader: true });
     return undefined;
   }
   return next.focus();

@@ -25,6 +25,12 @@ export const fromRun = (run) => ({ run, text: run.text ?? "", appended: null, pr
  */
 export const beforeStream = (state) => ({ ...state, appended: null, provisional: true });
 
+/** Events do not count the line: while the reason stays the same, the place that was last read still holds. */
+function placed(waiting, before) {
+  if (waiting === null || waiting.position || waiting.reason !== before?.reason) return waiting;
+  return { ...waiting, position: before.position };
+}
+
 /** The state after one event of the stream; `data` is the event's parsed JSON. */
 export function afterEvent(state, event, data) {
   if (event === "delta" && state.provisional) {
@@ -33,7 +39,7 @@ export function afterEvent(state, event, data) {
   if (event === "delta") return { ...state, text: state.text + data.text, appended: data.text };
   if (event === "result") return fromRun(data);
   if (event !== "status") return state;
-  const run = { ...state.run, status: data.status, waiting: data.waiting ?? null };
+  const run = { ...state.run, status: data.status, waiting: placed(data.waiting ?? null, state.run.waiting) };
   // Queued again means that the attempt was lost: the next one tells its reply from the first word.
   const text = data.status === "queued" || state.provisional ? "" : state.text;
   return { run, text, appended: null, provisional: false };

@@ -2,12 +2,12 @@
 // others, and the scroll position.
 
 import * as api from "./api.js";
-import { byId, setText } from "./dom.js";
+import { announce, byId, setText } from "./dom.js";
 import { followRun } from "./follow.js";
 import { onLanguage, t } from "./i18n.js";
 import { afterEvent, afterRead, beforeStream, fromRun, isTerminal } from "./run.js";
 import { RunView } from "./view-run.js";
-import { problemWords } from "./words.js";
+import { problemWords, stateWords } from "./words.js";
 
 /** A place in line moves without an event, so runs that wait are read again this often. */
 const POLL_MS = 2_500;
@@ -16,11 +16,15 @@ const HIDDEN_MS = 30_000;
 /** Closer to the end than this counts as reading the newest text. */
 const NEAR_END_PX = 96;
 
-/** `connection` is the line of connection.js; `onChanged()` is called when runs began or ended. */
-export function createChat({ connection, onChanged }) {
+/**
+ * `connection` is the line of connection.js. `onChanged()` is called when runs began or ended, `onRetry()` when
+ * the reader asks again for a conversation that could not be read.
+ */
+export function createChat({ connection, onChanged, onRetry }) {
   const log = byId("log");
   const list = byId("runs");
   const note = byId("log-note");
+  const retry = byId("log-retry");
   const latest = byId("latest");
   const views = new Map();  // run id -> RunView, in the order of the conversation
   let opened = null;
@@ -32,8 +36,9 @@ export function createChat({ connection, onChanged }) {
 
   // --- What is on screen ---
 
-  function say(words) {
+  function say(words, { again = false } = {}) {
     noteWords = words;
+    retry.hidden = !again;
     note.hidden = words === null;
     setText(note, words === null ? "" : words());
   }
@@ -210,14 +215,16 @@ export function createChat({ connection, onChanged }) {
       return true;
     } catch (problem) {
       if (mine !== generation) return false;
-      say(() => (problem.status === 404 ? t("chat.missing") : problemWords(problem)));
+      const missing = problem.status === 404;
+      say(() => (missing ? t("chat.missing") : problemWords(problem)), { again: !missing });
       throw problem;
     }
   }
 
+  retry.addEventListener("click", onRetry);
   onLanguage(() => {
     for (const view of views.values()) view.render();
-    if (noteWords !== null) say(noteWords);
+    if (noteWords !== null) setText(note, noteWords());
   });
 
   return {
@@ -234,8 +241,7 @@ export function createChat({ connection, onChanged }) {
     add(run) {
       opened = run.conversationId;
       stick = true;
-      const view = put(run);
-      view.node.scrollIntoView({ block: "nearest" });
+      announce(stateWords(put(run).state));
       keepUp();
       tend();
     },

@@ -3,13 +3,14 @@
 import * as api from "./api.js";
 import { byId, el, icon, setText } from "./dom.js";
 import { formatFull, formatMoment, onLanguage, t } from "./i18n.js";
+import { harmless } from "./text.js";
 import { problemWords } from "./words.js";
 
 /** While something runs somewhere the list is read again this often. */
 const REFRESH_MS = 8_000;
 
 /** The words for a conversation whose first message may be empty or all white space. */
-export const titleOf = (conversation) => conversation.title?.trim() || t("list.untitled");
+export const titleOf = (conversation) => harmless(conversation.title?.trim() || t("list.untitled"));
 
 /** `onDelete(conversation, button)` is called when the reader asks to delete one. */
 export function createList({ onDelete }) {

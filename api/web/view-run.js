@@ -3,7 +3,7 @@
 import { announce, el, setText } from "./dom.js";
 import { formatFull, formatMoment, formatSeconds, t } from "./i18n.js";
 import { isTerminal, phaseOf } from "./run.js";
-import { TextPane } from "./text.js";
+import { harmless, TextPane } from "./text.js";
 import { endWords, factWords, problemWords, stateWords } from "./words.js";
 
 /** Once a second is enough for a clock that shows seconds. */
@@ -16,7 +16,7 @@ export class RunView {
   #state;
   #problem = null;
   #clock = 0;
-  #runningSince = 0;
+  #headStart = 0;  // milliseconds that an attempt had been running when it was first seen
 
   constructor(state, { onCancel, onGrow }) {
     const id = state.run.id;
@@ -38,7 +38,7 @@ export class RunView {
     };
     parts.wrongWords = el("span");
     parts.wrong.append(parts.wrongWords, parts.detail);
-    parts.article = el("article", { class: "run", "aria-labelledby": `you-${id}`, dataset: { run: id } },
+    parts.article = el("article", { class: "run", tabindex: -1, "aria-labelledby": `you-${id}`, dataset: { run: id } },
       el("div", { class: "run-head" }, parts.you, parts.time),
       parts.said,
       el("div", { class: "run-head run-state" },
@@ -48,6 +48,8 @@ export class RunView {
     this.#pane = new TextPane(parts.reply, onGrow);
     this.node = el("li", {}, parts.article);
     this.#state = state;
+    const started = Date.parse(state.run.attempts?.at(-1)?.startedAt ?? "");
+    if (started <= Date.now()) this.#headStart = Date.now() - started;
     const said = new TextPane(parts.said);
     said.append(state.run.message ?? "");
     said.end();
@@ -101,7 +103,10 @@ export class RunView {
     setText(parts.facts, over ? factWords(this.#state).join(" · ") : "");
     setText(parts.cancel, t("run.cancel"));
     parts.cancel.setAttribute("aria-label", t("run.cancel.label"));
+    const hadFocus = document.activeElement === parts.cancel;
     parts.cancel.hidden = over || run.status === "cancelling";
+    // The focus stays with the run, or the next Tab would start at the top of the page.
+    if (hadFocus && parts.cancel.hidden) parts.article.focus({ preventScroll: true });
     parts.reply.setAttribute("aria-busy", String(phase === "streaming" || phase === "in_progress"));
     parts.reply.hidden = this.#state.text === "";
     parts.none.hidden = !(run.status === "completed" && this.#state.text === "");
@@ -111,7 +116,7 @@ export class RunView {
     const wrong = endWords(this.#state);
     parts.wrong.hidden = wrong === null;
     setText(parts.wrongWords, wrong ?? "");
-    setText(parts.detail, wrong !== null && run.error?.message ? run.error.message : "");
+    setText(parts.detail, wrong !== null && run.error?.message ? harmless(run.error.message) : "");
     parts.problem.hidden = this.#problem === null;
     setText(parts.problem, this.#problem === null ? "" : problemWords(this.#problem));
     this.#tick(run.status === "in_progress");
@@ -130,16 +135,13 @@ export class RunView {
     if (!running) {
       clearInterval(this.#clock);
       this.#clock = 0;
-      this.#runningSince = 0;
+      this.#headStart = 0;
       setText(this.#parts.clock, "");
       return;
     }
     if (this.#clock !== 0) return;
-    // The server's clock may differ from this one, so the seconds are counted here.
-    const started = Date.parse(this.#state.run.startedAt ?? "");
-    const ago = Number.isNaN(started) ? 0 : Date.now() - started;
-    this.#runningSince = performance.now() - (ago > 0 && ago < 86_400_000 ? ago : 0);
-    const show = () => setText(this.#parts.clock, formatSeconds((performance.now() - this.#runningSince) / 1000));
+    const since = performance.now() - this.#headStart;
+    const show = () => setText(this.#parts.clock, formatSeconds((performance.now() - since) / 1000));
     show();
     this.#clock = setInterval(show, TICK_MS);
   }

@@ -45,7 +45,7 @@ export function factWords({ run }) {
 
 /**
  * A refusal in words. `sending` says that a typed message is at stake. The server's own sentence follows
- * where it knows more than the page (which field, which limit).
+ * where it knows more than the page: what exactly is wrong with the message.
  */
 export function problemWords(problem, sending = false) {
   const { status, code, detail, fields } = problem;
@@ -55,6 +55,6 @@ export function problemWords(problem, sending = false) {
   else if (status === 422) words = fields.length > 0 ? t("problem.422", { field: fields.join(", ") }) : t("problem.422.plain");
   else if (has(`problem.${status}`)) words = t(`problem.${status}`);
   else words = status >= 500 ? t("problem.5xx") : t("problem.other", { status });
-  const explains = [400, 409, 413, 415, 422, 429, 503].includes(status) && !has(`problem.${code}`);
+  const explains = [400, 413, 415, 422].includes(status) && !has(`problem.${code}`);
   return explains && detail ? `${words} ${detail}` : words;
 }

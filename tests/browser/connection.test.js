@@ -80,3 +80,30 @@ test("without a network the typed message stays, and another message is another 
   assert.equal(await at.page.getByRole("alert").filter({ visible: true }).count(), 0);
   await at.close();
 });
+
+test("a conversation that could not be read is asked for again", async () => {
+  const at = await openPage(browser, server.url, { expected: NO_SERVER });
+  await at.phase(await at.send('print("here")'), "completed");
+  await at.page.route("**/api/conversations/*/runs?*", (route) => route.abort("connectionreset"), { times: 1 });
+  await at.page.reload();
+  await at.page.getByText("The server did not answer.").waitFor();
+  await at.page.getByRole("main").getByRole("button", { name: "Try again" }).click();
+  await at.phase(at.run(0), "completed");
+  assert.equal(await at.text(at.run(0)), "here\n");
+  await at.close();
+});
+
+test("a stream that answers nothing is read as the run", async () => {
+  const at = await openPage(browser, server.url, { expected: NO_SERVER });
+  // 204 is what the server says when the result was seen before; here it says so before anything was.
+  await at.page.route("**/api/runs/*/events", async (route) => {
+    const { id } = /runs\/(?<id>[^/]+)\/events/.exec(route.request().url()).groups;
+    const client = clientOf(server, await at.userId());
+    await client.get(`/api/runs/${id}?wait=30`);
+    await route.fulfill({ status: 204 });
+  });
+  const run = await at.send('print("read, not streamed")');
+  await at.phase(run, "completed");
+  assert.equal(await at.text(run), "read, not streamed\n");
+  await at.close();
+});

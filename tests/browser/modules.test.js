@@ -89,6 +89,14 @@ test("a stream from the beginning replaces the text that came with the run", () 
   assert.equal(afterEvent(told, "delta", { text: "ab" }).text, "ab");
 });
 
+test("an event without a place in line keeps the place that was read", () => {
+  const read = fromRun({ ...RUN, waiting: { reason: "no_capacity", position: 3 } });
+  const same = afterEvent(read, "status", { status: "queued", waiting: { reason: "no_capacity", position: null } });
+  assert.equal(same.run.waiting.position, 3);
+  const other = afterEvent(read, "status", { status: "queued", waiting: { reason: "user_quota", position: null } });
+  assert.equal(other.run.waiting.position, null);
+});
+
 test("an unknown event changes nothing", () => {
   const state = fromRun(RUN);
   assert.equal(afterEvent(state, "heartbeat", {}), state);
@@ -247,6 +255,7 @@ test("refusals are told by code, field and status", () => {
   assert.equal(words(422, { fields: ["message"], detail: "message is too long" }), "The server did not accept message. message is too long");
   assert.equal(words(409, { code: "conversation_busy" }), t("problem.conversation_busy"));
   assert.equal(words(429, { code: "rate_limited" }), t("problem.429"));
+  assert.equal(words(429, { detail: "12 of your runs are waiting" }), t("problem.429"));
   assert.equal(words(503), t("problem.503"));
   assert.equal(words(500), t("problem.5xx"));
   assert.equal(words(418), "That did not work (status 418).");

@@ -129,6 +129,7 @@ test("the keyboard alone reaches everything, sends, cancels and deletes", async 
   assert.equal((await where()).name, "run-cancel");
   await keyboard.press("Enter");
   await at.phase(at.run(0), "cancelled");
+  assert.equal((await where()).name, "run", "the focus was lost with the button");
   await at.phase(at.run(1), "completed");
   assert.equal(await at.text(at.run(1)), "2\n3\n");
 

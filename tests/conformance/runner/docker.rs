@@ -204,6 +204,11 @@ async fn what_a_run_cost_is_measured() {
         let (cpu, memory) = (exit.cpu.expect("CPU time"), exit.max_memory.expect("peak memory"));
         assert!(cpu >= Duration::from_millis(450) && cpu < Duration::from_secs(3), "{cpu:?}");
         assert!((20 << 20..64 << 20).contains(&memory), "{memory}");
+        let limit = fixture.agent(&Behaviour::OutOfMemory).memory;
+        let (_, exit) = serve(fixture.launch(Behaviour::OutOfMemory).await, "").await;
+        assert_eq!(exit.max_memory, Some(limit));
+        let (_, exit) = serve(fixture.launch(Behaviour::NeverReads).await, "").await;
+        assert!(exit.cpu.is_some() && exit.max_memory.is_some(), "a short program without output: {exit:?}");
     })
     .await;
 }

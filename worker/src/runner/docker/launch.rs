@@ -35,7 +35,7 @@ impl DockerRunner {
         let container = Container::new(self.engine.clone(), self.create(&docker, spec, &wanted).await?);
         match self.bring_up(&docker, spec, &wanted, container.id()).await {
             Ok(attached) => {
-                let meter = Meter::new(self.engine.is_local(), container.id());
+                let meter = Meter::start(self.engine.is_local(), container.id(), spec.agent.memory);
                 Ok(DockerSandbox::new(container, attached, meter))
             }
             Err(fault) => {

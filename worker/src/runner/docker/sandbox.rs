@@ -176,7 +176,7 @@ impl Sandbox for DockerSandbox {
         let code = state.exit_code.unwrap_or(code);
         // 137 alone may be a signal that somebody sent; with the engine's word that memory ran out it is the limit.
         let oom = code == KILLED && state.oom_killed == Some(true);
-        let exit = Exit { code, oom, cpu: self.meter.cpu(), max_memory: self.meter.max_memory() };
+        let exit = Exit { code, oom, cpu: self.meter.cpu(), max_memory: self.meter.max_memory(oom) };
         self.exit = Some(exit);
         self.order.note_exited();
         Ok(exit)

@@ -27,9 +27,8 @@ pub(super) async fn sweep(engine: &Arc<Engine>, instance: &str, live: Live<'_>) 
     let found = found.map_err(|error| engine::fault("listing containers", error))?;
 
     // Labels that cannot be read name no run that could be alive, so such a container of ours goes, too.
-    let is_left = |container: &ContainerSummary| {
-        labels::are_of(&container.labels, instance) && labels::key(&container.labels).is_none_or(|key| !live(&key))
-    };
+    let is_left =
+        |container: &ContainerSummary| labels::are_of(&container.labels, instance) && labels::key(&container.labels).is_none_or(|key| !live(&key));
     let left = found.into_iter().filter(is_left).filter_map(|container| container.id);
     let removals = left.map(|id| {
         let container = Container::new(engine.clone(), id);

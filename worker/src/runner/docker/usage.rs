@@ -17,6 +17,7 @@ pub(super) struct Meter {
     sampled: Option<Instant>,
     cpu: Option<Duration>,
     max_memory: Option<u64>,
+    limit: u64,
 }
 
 #[derive(Debug, Clone, Default)]
@@ -30,9 +31,13 @@ struct Files {
 }
 
 impl Meter {
-    /// For the started container `id`; `local` says whether its engine runs on this machine.
-    pub(super) fn new(local: bool, id: &str) -> Self {
-        Self { files: local.then(|| Files::locate(Path::new(ROOT), id)), sampled: None, cpu: None, max_memory: None }
+    /// For the started container `id` with this memory limit in bytes; `local` says whether its engine runs on this
+    /// machine. Reads the figures at once: a short program may not live long enough for another reading.
+    pub(super) fn start(local: bool, id: &str, limit: u64) -> Self {
+        let files = local.then(|| Files::locate(Path::new(ROOT), id));
+        let mut meter = Self { files, sampled: None, cpu: None, max_memory: None, limit };
+        meter.sample();
+        meter
     }
 
     /// Reads the figures if the last reading is a while ago.
@@ -55,9 +60,9 @@ impl Meter {
         self.cpu
     }
 
-    /// Peak memory in bytes.
-    pub(super) const fn max_memory(&self) -> Option<u64> {
-        self.max_memory
+    /// Peak memory in bytes. A program that the limit killed reached it, between two readings.
+    pub(super) const fn max_memory(&self, oom: bool) -> Option<u64> {
+        if oom { Some(self.limit) } else { self.max_memory }
     }
 }
 

@@ -1,0 +1,207 @@
+//! What every queue must do.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+use std::time::Duration;
+
+use quayside_shared::ids::RunId;
+use quayside_shared::queue::sqlite::SqliteQueue;
+use quayside_shared::queue::{Delivery, Message, Queue};
+use quayside_shared::sqlite::Database;
+
+/// Long enough for any adapter to deliver what it has; reached only when a test fails or proves an absence.
+const SOON: Duration = Duration::from_secs(5);
+/// How long the absence of a message is watched.
+const QUIET: Duration = Duration::from_millis(300);
+
+/// Opens an adapter, and opens it again as a restarted process would.
+trait Fixture: Sized {
+    async fn open() -> Self;
+    fn queue(&self) -> Arc<dyn Queue>;
+    async fn restart(self) -> Self;
+}
+
+struct Sqlite {
+    folder: tempfile::TempDir,
+    queue: Arc<SqliteQueue>,
+}
+
+impl Fixture for Sqlite {
+    async fn open() -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let queue = Arc::new(SqliteQueue::open(Database::open(folder.path()).unwrap()).await.unwrap());
+        Self { folder, queue }
+    }
+    fn queue(&self) -> Arc<dyn Queue> {
+        self.queue.clone()
+    }
+    async fn restart(self) -> Self {
+        let Self { folder, queue } = self;
+        drop(queue);
+        let database = crate::support::eventually("the closed database", || async { Database::open(folder.path()).ok() }).await;
+        Self { queue: Arc::new(SqliteQueue::open(database).await.unwrap()), folder }
+    }
+}
+
+async fn receive(queue: &dyn Queue) -> Box<dyn Delivery> {
+    tokio::time::timeout(SOON, queue.receive()).await.expect("a message within the time").unwrap()
+}
+
+async fn assert_silent(queue: &dyn Queue) {
+    assert!(tokio::time::timeout(QUIET, queue.receive()).await.is_err(), "nothing should be delivered");
+}
+
+fn messages(count: usize) -> Vec<Message> {
+    (0..count).map(|_| Message::new(RunId::random())).collect()
+}
+
+async fn a_message_arrives_with_its_run_and_trace<F: Fixture>() {
+    let fixture = F::open().await;
+    let queue = fixture.queue();
+    let mut message = Message::new(RunId::random());
+    message.trace.insert("traceparent".into(), "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01".into());
+    queue.publish(std::slice::from_ref(&message)).await.unwrap();
+    let delivery = receive(&*queue).await;
+    assert_eq!(delivery.message(), &message);
+    delivery.ack().await;
+    assert_silent(&*queue).await;
+}
+
+async fn an_acknowledged_message_never_comes_back<F: Fixture>() {
+    let fixture = F::open().await;
+    let queue = fixture.queue();
+    queue.publish(&messages(1)).await.unwrap();
+    receive(&*queue).await.ack().await;
+    drop(queue);
+    let fixture = fixture.restart().await;
+    assert_silent(&*fixture.queue()).await;
+}
+
+async fn a_leased_message_is_nobody_elses<F: Fixture>() {
+    let fixture = F::open().await;
+    let queue = fixture.queue();
+    queue.publish(&messages(1)).await.unwrap();
+    let held = receive(&*queue).await;
+    assert_silent(&*queue).await;
+    held.ack().await;
+}
+
+async fn a_refused_message_comes_back<F: Fixture>() {
+    let fixture = F::open().await;
+    let queue = fixture.queue();
+    let sent = messages(1);
+    queue.publish(&sent).await.unwrap();
+    receive(&*queue).await.nack().await;
+    let again = receive(&*queue).await;
+    assert_eq!(again.message(), &sent[0]);
+    again.ack().await;
+    assert_silent(&*queue).await;
+}
+
+async fn a_dropped_delivery_comes_back<F: Fixture>() {
+    let fixture = F::open().await;
+    let queue = fixture.queue();
+    let sent = messages(1);
+    queue.publish(&sent).await.unwrap();
+    drop(receive(&*queue).await);
+    assert_eq!(receive(&*queue).await.message(), &sent[0]);
+}
+
+async fn what_was_not_acknowledged_survives_a_restart<F: Fixture>() {
+    let fixture = F::open().await;
+    let queue = fixture.queue();
+    let sent = messages(5);
+    queue.publish(&sent).await.unwrap();
+    receive(&*queue).await.ack().await;
+    let held = receive(&*queue).await;
+    // The process ends with a delivery in its hands.
+    drop((held, queue));
+    let fixture = fixture.restart().await;
+    let mut left = BTreeSet::new();
+    for _ in 0..4 {
+        let delivery = receive(&*fixture.queue()).await;
+        left.insert(delivery.message().run_id.clone());
+        delivery.ack().await;
+    }
+    assert_eq!(left.len(), 4);
+    assert!(left.iter().all(|id| sent.iter().any(|message| &message.run_id == id)));
+}
+
+async fn an_abandoned_wait_takes_no_message_with_it<F: Fixture>() {
+    let fixture = F::open().await;
+    let queue = fixture.queue();
+    for _ in 0..20 {
+        assert!(tokio::time::timeout(Duration::from_millis(1), queue.receive()).await.is_err());
+    }
+    queue.publish(&messages(3)).await.unwrap();
+    for _ in 0..3 {
+        receive(&*queue).await.ack().await;
+    }
+}
+
+async fn many_receivers_share_without_doubles<F: Fixture>() {
+    let fixture = F::open().await;
+    let queue = fixture.queue();
+    let sent = messages(200);
+    let receivers: Vec<_> = (0..8)
+        .map(|_| {
+            let queue = Arc::clone(&queue);
+            tokio::spawn(async move {
+                let mut taken = Vec::new();
+                while let Ok(Ok(delivery)) = tokio::time::timeout(Duration::from_secs(2), queue.receive()).await {
+                    taken.push(delivery.message().run_id.clone());
+                    delivery.ack().await;
+                }
+                taken
+            })
+        })
+        .collect();
+    for chunk in sent.chunks(7) {
+        queue.publish(chunk).await.unwrap();
+    }
+    let mut taken = Vec::new();
+    for receiver in receivers {
+        taken.extend(receiver.await.unwrap());
+    }
+    assert_eq!(taken.len(), sent.len(), "each message once");
+    assert_eq!(taken.into_iter().collect::<BTreeSet<_>>(), sent.into_iter().map(|message| message.run_id).collect());
+}
+
+async fn a_run_published_while_it_is_delivered_is_delivered_again<F: Fixture>() {
+    let fixture = F::open().await;
+    let queue = fixture.queue();
+    let sent = messages(1);
+    queue.publish(&sent).await.unwrap();
+    let held = receive(&*queue).await;
+    // Its worker decided on what was true before; this message says that something changed.
+    queue.publish(&sent).await.unwrap();
+    held.ack().await;
+    assert_eq!(receive(&*queue).await.message(), &sent[0]);
+}
+
+macro_rules! queue_suite {
+    ($module:ident, $fixture:ty) => {
+        mod $module {
+            use super::*;
+            queue_suite!(@tests $fixture;
+                a_message_arrives_with_its_run_and_trace,
+                an_acknowledged_message_never_comes_back,
+                a_leased_message_is_nobody_elses,
+                a_refused_message_comes_back,
+                a_dropped_delivery_comes_back,
+                what_was_not_acknowledged_survives_a_restart,
+                an_abandoned_wait_takes_no_message_with_it,
+                many_receivers_share_without_doubles,
+                a_run_published_while_it_is_delivered_is_delivered_again,
+            );
+        }
+    };
+    (@tests $fixture:ty; $($name:ident,)*) => {
+        $(#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+        async fn $name() {
+            super::$name::<$fixture>().await;
+        })*
+    };
+}
+
+queue_suite!(sqlite, Sqlite);

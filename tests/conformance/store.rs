@@ -1,0 +1,176 @@
+//! What every store must do. The suite's parts are modules; each test is a function over a fixture.
+
+mod accept;
+mod ends;
+mod leases;
+mod lists;
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use quayside_shared::clock::{ManualClock, Timestamp};
+use quayside_shared::ids::{ConversationId, RunId, UserId, WorkerId};
+use quayside_shared::run::{AttemptOutcome, Run, Usage};
+use quayside_shared::sqlite::Database;
+use quayside_shared::state::Finished;
+use quayside_shared::store::sqlite::{SqliteStore, StoreOptions};
+use quayside_shared::store::{Changed, Claim, Idempotency, Lease, MultitaskStrategy, NewRun, Store};
+
+const LEASE: Duration = Duration::from_secs(30);
+
+/// Opens an adapter on a clock that the test moves, and opens it again as a restarted process would.
+pub(crate) trait Fixture: Sized {
+    async fn open() -> Self;
+    fn store(&self) -> Arc<dyn Store>;
+    fn advance(&self, by: Duration);
+    async fn restart(self) -> Self;
+}
+
+pub(crate) struct Sqlite {
+    folder: tempfile::TempDir,
+    clock: Arc<ManualClock>,
+    store: Arc<SqliteStore>,
+}
+
+impl Sqlite {
+    async fn open_in(folder: tempfile::TempDir, clock: Arc<ManualClock>) -> Self {
+        let database = crate::support::eventually("the database", || async { Database::open(folder.path()).ok() }).await;
+        let options = StoreOptions { queued_per_user: 10, ..StoreOptions::default() };
+        let store = Arc::new(SqliteStore::open(database, clock.clone(), options).await.unwrap());
+        Self { folder, clock, store }
+    }
+}
+
+impl Fixture for Sqlite {
+    async fn open() -> Self {
+        let start = Timestamp::from_millis(1_700_000_000_000);
+        Self::open_in(tempfile::tempdir().unwrap(), Arc::new(ManualClock::new(start))).await
+    }
+    fn store(&self) -> Arc<dyn Store> {
+        self.store.clone()
+    }
+    fn advance(&self, by: Duration) {
+        self.clock.advance(by);
+    }
+    async fn restart(self) -> Self {
+        let Self { folder, clock, store } = self;
+        drop(store);
+        Self::open_in(folder, clock).await
+    }
+}
+
+pub(crate) fn user(name: &str) -> UserId {
+    name.parse().unwrap()
+}
+
+pub(crate) fn new_run(user_name: &str, conversation: &str) -> NewRun {
+    NewRun {
+        id: RunId::random(),
+        user_id: user(user_name),
+        conversation_id: conversation.parse().unwrap(),
+        agent: "python".parse().unwrap(),
+        message: "hello".into(),
+        multitask: MultitaskStrategy::Enqueue,
+        timeout: Duration::from_secs(10),
+        queue_ttl: None,
+        metadata: BTreeMap::new(),
+        idempotency: None,
+    }
+}
+
+/// A run in a conversation of its own.
+pub(crate) fn alone(user_name: &str) -> NewRun {
+    new_run(user_name, ConversationId::random().as_str())
+}
+
+pub(crate) fn with_key(mut new: NewRun, key: &str, body: u8) -> NewRun {
+    new.idempotency = Some(Idempotency { key: key.into(), body_hash: [body; 32] });
+    new
+}
+
+pub(crate) async fn submit(store: &dyn Store, new: NewRun) -> RunId {
+    store.submit(new).await.unwrap().run.id
+}
+
+pub(crate) async fn claim(store: &dyn Store, id: &RunId) -> Lease {
+    match store.claim(id, &WorkerId::random(), LEASE).await.unwrap() {
+        Claim::Claimed(lease, _) => lease,
+        other => panic!("{id} should have been claimed: {other:?}"),
+    }
+}
+
+pub(crate) async fn get(store: &dyn Store, id: &RunId) -> Run {
+    store.run(id).await.unwrap().expect("the run")
+}
+
+pub(crate) fn ended(outcome: AttemptOutcome) -> Finished {
+    Finished { outcome, error: None, exit_code: Some(0), truncated: false, usage: Usage::default() }
+}
+
+pub(crate) async fn finish(store: &dyn Store, lease: &Lease) -> Changed {
+    store.finish(lease, ended(AttemptOutcome::Finished), None).await.unwrap().expect("the lease")
+}
+
+macro_rules! store_suite {
+    ($module:ident, $fixture:ty) => {
+        mod $module {
+            store_suite!(@tests $fixture; accept:
+                an_accepted_run_reads_back_as_it_was_sent,
+                a_key_stands_for_its_run,
+                a_hundred_repeats_at_once_are_one_run,
+                a_key_is_free_again_after_a_day,
+                the_queue_of_a_user_is_bounded,
+                reject_refuses_a_busy_conversation,
+                interrupt_cancels_and_keeps,
+                rollback_cancels_and_forgets,
+                what_was_accepted_survives_a_restart,
+            );
+            store_suite!(@tests $fixture; leases:
+                only_one_of_many_claims_wins,
+                a_conversation_keeps_its_order,
+                a_user_at_the_quota_waits_and_is_woken,
+                a_heartbeat_keeps_the_lease,
+                a_lost_lease_is_fenced_everywhere,
+                three_lost_workers_are_poison,
+                a_drained_run_goes_on_at_once_and_starts_over,
+                a_delayed_retry_is_woken_when_it_is_due,
+                a_lost_publish_is_repaired,
+                leases_of_a_dead_process_are_taken_back,
+                waiting_tells_reason_and_position,
+            );
+            store_suite!(@tests $fixture; ends:
+                a_reply_is_assembled_from_its_deltas,
+                events_resume_after_any_number,
+                a_stated_reply_replaces_the_streamed_one,
+                a_run_ends_once,
+                cancelling_a_queued_run_is_immediate,
+                cancelling_a_running_run_waits_for_its_worker,
+                a_result_that_came_first_stands,
+                watchers_hear_of_every_change,
+                a_run_that_waits_too_long_expires,
+                finished_runs_are_removed_after_their_time,
+            );
+            store_suite!(@tests $fixture; lists:
+                history_is_what_was_said_before,
+                history_is_bounded_from_the_new_end,
+                conversations_are_listed_by_use_in_pages,
+                runs_of_a_conversation_are_listed_in_order_in_pages,
+                nothing_is_seen_of_another_user,
+                a_deleted_conversation_is_gone_at_once,
+                a_cursor_of_another_hand_is_refused,
+                depth_counts_what_waits_and_what_runs,
+            );
+        }
+    };
+    (@tests $fixture:ty; $part:ident: $($name:ident,)*) => {
+        mod $part {
+            $(#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+            async fn $name() {
+                super::super::$part::$name::<$fixture>().await;
+            })*
+        }
+    };
+}
+
+store_suite!(sqlite, super::super::Sqlite);

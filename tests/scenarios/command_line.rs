@@ -1,0 +1,92 @@
+//! The command line: words that help, streams that can be piped, exit codes that follow.
+
+use std::io::Write;
+use std::process::{Command, Output, Stdio};
+
+use crate::support::server::Server;
+
+fn quayside() -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_quayside"));
+    command.env_remove("QUAYSIDE_URL").env("QUAYSIDE_LOG", "warn").current_dir(std::env::temp_dir());
+    command
+}
+
+fn words(output: &Output) -> String {
+    String::from_utf8_lossy(&output.stderr).into_owned()
+}
+
+async fn submit(server: &Server, arguments: &[&str]) -> Output {
+    let mut command = quayside();
+    command.arg("submit").args(["--url", &server.url]).args(arguments);
+    tokio::task::spawn_blocking(move || command.output().unwrap()).await.unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn submit_prints_the_reply_and_follows_the_run() {
+    let server = Server::start().await;
+    let output = submit(&server, &["print('hello'); print('there', end='')"]).await;
+    assert_eq!((output.status.code(), String::from_utf8_lossy(&output.stdout).as_ref()), (Some(0), "hello\nthere"));
+    assert_eq!(words(&output), "", "quiet when piped");
+    let output = submit(&server, &["--agent", "sh", "echo partly; exit 4"]).await;
+    assert_eq!((output.status.code(), String::from_utf8_lossy(&output.stdout).as_ref()), (Some(1), "partly\n"));
+    assert!(words(&output).contains("code 4"), "{}", words(&output));
+    let output = submit(&server, &["--json", "--agent", "cat", "x"]).await;
+    let run: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!((run["status"].as_str(), run["text"].as_str()), (Some("completed"), Some("x")));
+    let output = submit(&server, &["--agent", "nobody", "x"]).await;
+    assert_eq!(output.status.code(), Some(1));
+    assert!(words(&output).contains("nobody") || words(&output).contains("agent"), "{}", words(&output));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn submit_reads_standard_input() {
+    let server = Server::start().await;
+    let url = server.url.clone();
+    let output = tokio::task::spawn_blocking(move || {
+        let mut child = quayside().args(["submit", "--url", &url, "--agent", "cat", "-"]).stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
+        child.stdin.take().unwrap().write_all("한국어\n".as_bytes()).unwrap();
+        child.wait_with_output().unwrap()
+    })
+    .await
+    .unwrap();
+    assert_eq!(String::from_utf8_lossy(&output.stdout), "한국어\n");
+}
+
+#[test]
+fn usage_and_configuration_mistakes_say_what_to_write() {
+    let run = |arguments: &[&str]| quayside().args(arguments).output().unwrap();
+    let output = run(&["submitt"]);
+    assert_eq!(output.status.code(), Some(2));
+    assert!(words(&output).contains("submit"), "{}", words(&output));
+    assert_eq!(run(&["up", "--prot", "1"]).status.code(), Some(2));
+    for command in ["api", "worker"] {
+        let output = run(&[command]);
+        assert_eq!(output.status.code(), Some(2));
+        assert!(words(&output).contains("quayside up"), "{}", words(&output));
+    }
+    let output = quayside().arg("up").env("QUAYSIDE__API__BIND", "0.0.0.0:0").output().unwrap();
+    assert_eq!(output.status.code(), Some(2));
+    assert!(words(&output).contains("127.0.0.1"), "{}", words(&output));
+    let output = quayside().arg("up").env("QUAYSIDE__API__BNID", "x").output().unwrap();
+    assert_eq!(output.status.code(), Some(2));
+    assert!(words(&output).contains("QUAYSIDE__API__BNID") && words(&output).contains("bind"), "{}", words(&output));
+    let output = run(&["submit", "--url", "http://127.0.0.1:1", "x"]);
+    assert_eq!(output.status.code(), Some(1));
+    assert!(words(&output).contains("quayside up"), "{}", words(&output));
+    assert!(String::from_utf8_lossy(&run(&["--help"]).stdout).contains("submit"));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn doctor_names_what_is_wrong() {
+    let folder = tempfile::tempdir().unwrap();
+    let healthy = quayside().arg("doctor").env("QUAYSIDE__BACKEND__DATA_DIR", folder.path()).output().unwrap();
+    assert_eq!(healthy.status.code(), Some(0), "{}{}", String::from_utf8_lossy(&healthy.stdout), words(&healthy));
+    let sick = quayside()
+        .arg("doctor")
+        .env("QUAYSIDE__BACKEND__DATA_DIR", folder.path())
+        .env("QUAYSIDE__RUNNER__DOCKER_HOST", "unix:///nonexistent/docker.sock")
+        .output()
+        .unwrap();
+    assert_eq!(sick.status.code(), Some(1));
+    assert!(String::from_utf8_lossy(&sick.stdout).contains("FAIL  engine"), "{}", String::from_utf8_lossy(&sick.stdout));
+}

@@ -1,0 +1,356 @@
+//! A real `quayside up` with its own data folder, and a client that speaks the contract to it.
+
+use std::io::{BufRead, BufReader};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::sync::mpsc;
+use std::time::{Duration, Instant};
+
+use serde_json::{Value, json};
+
+use super::{PATIENCE, eventually};
+
+/// Agents that the scenarios need, beside the built-in `python`. Their image is the agent image; their programs are
+/// given on the command line, the message comes on standard input.
+const AGENTS: &str = r#"
+[agents.cat]
+image = "quayside/agent-python"
+command = ["cat"]
+input = "text"
+output = "text"
+
+[agents.sh]
+image = "quayside/agent-python"
+command = ["sh", "-s"]
+input = "text"
+output = "text"
+timeout = "60s"
+memory = "256MiB"
+
+[agents.request]
+image = "quayside/agent-python"
+command = ["python3", "-c", "import sys,json; r=json.load(sys.stdin); print(json.dumps({'result': json.dumps(r)}))"]
+output = "json"
+
+[agents.events]
+image = "quayside/agent-python"
+command = ["cat"]
+input = "text"
+output = "events"
+
+[agents.small]
+image = "quayside/agent-python"
+command = ["sh", "-s"]
+input = "text"
+output = "text"
+output_limit = "1KiB"
+memory = "64MiB"
+
+[agents.ghost]
+image = "quayside/no-such-image:1"
+command = ["true"]
+
+[agents.nothing]
+image = "quayside/agent-python"
+command = ["/no/such/program"]
+"#;
+
+/// A server process. Killed, with all its containers, when the test lets go of it.
+pub struct Server {
+    child: Child,
+    folder: Option<tempfile::TempDir>,
+    config: PathBuf,
+    data_dir: PathBuf,
+    /// `http://127.0.0.1:port`
+    pub url: String,
+    /// What it logged so far, for failing tests.
+    pub log: PathBuf,
+}
+
+/// How a server is started.
+pub struct Options {
+    /// TOML after the defaults of the tests: more agents, other sections than `[api]`, `[backend]`, `[worker]`.
+    pub extra: String,
+    pub slots: u32,
+    pub lease: &'static str,
+    pub heartbeat: &'static str,
+    pub drain: &'static str,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self { extra: String::new(), slots: 4, lease: "4s", heartbeat: "1s", drain: "20s" }
+    }
+}
+
+impl Server {
+    pub async fn start() -> Self {
+        Self::start_with(Options::default()).await
+    }
+
+    pub async fn start_with(options: Options) -> Self {
+        let server = Self::start_unready(options).await;
+        server.ready().await;
+        server
+    }
+
+    /// The same without waiting for readiness.
+    pub async fn start_unready(options: Options) -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let data_dir = folder.path().join("data");
+        let config = folder.path().join("quayside.toml");
+        let Options { extra, slots, lease, heartbeat, drain } = options;
+        let text = format!(
+            "[api]\nbind = \"127.0.0.1:0\"\n[backend]\ndata_dir = {data_dir:?}\n[worker]\nslots = {slots}\nlease = \"{lease}\"\nheartbeat = \"{heartbeat}\"\ndrain = \"{drain}\"\n{AGENTS}\n{extra}"
+        );
+        std::fs::write(&config, text).unwrap();
+        let log = folder.path().join("log");
+        let (child, url) = spawn(&config, &log);
+        Self { child, folder: Some(folder), config, data_dir, url, log }
+    }
+
+    /// `kill -9`, at once.
+    pub fn kill(&mut self) {
+        self.child.kill().unwrap();
+        self.child.wait().unwrap();
+    }
+
+    /// Starts again on the same data after a [`Server::kill`] or [`Server::terminate`].
+    pub async fn restart(&mut self) {
+        (self.child, self.url) = spawn(&self.config, &self.log);
+        self.ready().await;
+    }
+
+    /// The same when the test itself has had the data open: waits until it is free.
+    pub async fn restart_when_free(&mut self) {
+        let data_dir = self.data_dir.clone();
+        eventually("free data", || async { quayside_shared::sqlite::Database::open(&data_dir).ok().map(drop) }).await;
+        self.restart().await;
+    }
+
+    /// SIGTERM; returns the exit code.
+    pub async fn terminate(&mut self) -> i32 {
+        Command::new("kill").args(["-TERM", &self.child.id().to_string()]).status().unwrap();
+        let child = &mut self.child;
+        let begun = Instant::now();
+        loop {
+            if let Some(status) = child.try_wait().unwrap() {
+                return status.code().unwrap_or(-1);
+            }
+            assert!(begun.elapsed() < PATIENCE, "the server did not drain");
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    }
+
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    pub fn data_dir(&self) -> &Path {
+        &self.data_dir
+    }
+
+    /// The owner label of this server's containers.
+    pub fn instance(&self) -> String {
+        std::fs::read_to_string(self.data_dir.join("instance")).unwrap_or_default().trim().to_owned()
+    }
+
+    /// Ids of this server's containers, running or not.
+    pub fn containers(&self) -> Vec<String> {
+        docker(&["ps", "-aq", "--filter", &format!("label=dev.quayside.instance={}", self.instance())])
+            .lines()
+            .map(str::to_owned)
+            .collect()
+    }
+
+    pub fn user(&self, name: &str) -> User {
+        User { http: reqwest::Client::new(), url: self.url.clone(), name: name.to_owned() }
+    }
+
+    async fn ready(&self) {
+        let url = format!("{}/readyz", self.url);
+        eventually("readiness", || async { reqwest::get(&url).await.ok().filter(|answer| answer.status() == 200) }).await;
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+        let containers = self.containers();
+        if !containers.is_empty() {
+            let mut arguments = vec!["rm", "-f", "-v"];
+            arguments.extend(containers.iter().map(String::as_str));
+            docker(&arguments);
+        }
+        if std::thread::panicking()
+            && let Some(folder) = self.folder.take()
+        {
+            eprintln!("the server's log is kept in {}", folder.keep().join("log").display());
+        }
+    }
+}
+
+fn spawn(config: &Path, log: &Path) -> (Child, String) {
+    let log = std::fs::File::options().create(true).append(true).open(log).unwrap();
+    let mut child = Command::new(env!("CARGO_BIN_EXE_quayside"))
+        .args(["--config", config.to_str().unwrap(), "up"])
+        .env("QUAYSIDE_LOG", "info,quayside_worker=debug")
+        .stdout(Stdio::piped())
+        .stderr(log)
+        .spawn()
+        .unwrap();
+    let stdout = child.stdout.take().unwrap();
+    let (sender, receiver) = mpsc::channel();
+    std::thread::spawn(move || {
+        for line in BufReader::new(stdout).lines().map_while(Result::ok) {
+            if let Some(url) = serde_json::from_str::<Value>(&line).ok().and_then(|line| line["url"].as_str().map(str::to_owned)) {
+                let _ = sender.send(url);
+            }
+        }
+    });
+    let url = receiver.recv_timeout(PATIENCE).expect("the server prints where it listens");
+    (child, url)
+}
+
+/// The Docker command line's output.
+pub fn docker(arguments: &[&str]) -> String {
+    let output = Command::new("docker").args(arguments).output().expect("the docker command");
+    String::from_utf8_lossy(&output.stdout).into_owned()
+}
+
+/// A user of a server.
+#[derive(Clone)]
+pub struct User {
+    pub http: reqwest::Client,
+    pub url: String,
+    pub name: String,
+}
+
+impl User {
+    pub fn request(&self, method: reqwest::Method, path: &str) -> reqwest::RequestBuilder {
+        self.http.request(method, format!("{}{path}", self.url)).header("X-User-Id", &self.name)
+    }
+
+    pub fn get(&self, path: &str) -> reqwest::RequestBuilder {
+        self.request(reqwest::Method::GET, path)
+    }
+
+    pub fn post(&self, path: &str) -> reqwest::RequestBuilder {
+        self.request(reqwest::Method::POST, path)
+    }
+
+    /// Submits and expects 202.
+    pub async fn submit(&self, body: Value) -> Value {
+        let answer = self.post("/api/conversation").json(&body).send().await.unwrap();
+        let status = answer.status();
+        let run: Value = answer.json().await.unwrap();
+        assert_eq!(status, 202, "{run}");
+        run
+    }
+
+    /// Submits `message` to `agent` and returns the run's id.
+    pub async fn say(&self, agent: &str, message: &str) -> String {
+        id(&self.submit(json!({ "agent": agent, "message": message })).await)
+    }
+
+    /// The same in a conversation.
+    pub async fn say_in(&self, conversation: &str, agent: &str, message: &str) -> String {
+        id(&self.submit(json!({ "agent": agent, "message": message, "conversationId": conversation })).await)
+    }
+
+    pub async fn run(&self, id: &str) -> Value {
+        let answer = self.get(&format!("/api/runs/{id}")).send().await.unwrap();
+        assert_eq!(answer.status(), 200, "{id}");
+        answer.json().await.unwrap()
+    }
+
+    /// Waits for the end of a run and returns it.
+    pub async fn finished(&self, id: &str) -> Value {
+        let begun = Instant::now();
+        loop {
+            let answer = self.get(&format!("/api/runs/{id}?wait=30")).send().await.unwrap();
+            assert_eq!(answer.status(), 200);
+            let run: Value = answer.json().await.unwrap();
+            if is_terminal(&run) {
+                return run;
+            }
+            assert!(begun.elapsed() < PATIENCE * 3, "the run does not end: {run}");
+        }
+    }
+
+    /// Waits until a run has `status`.
+    pub async fn reaches(&self, id: &str, status: &str) -> Value {
+        eventually(&format!("{id} to be {status}"), || async {
+            let run = self.run(id).await;
+            assert!(run["status"] == status || !is_terminal(&run), "it ended before it was {status}: {run}");
+            (run["status"] == status).then_some(run)
+        })
+        .await
+    }
+
+    /// Waits until a run has `status` or has ended.
+    pub async fn reaches_or_ends(&self, id: &str, status: &str) {
+        eventually(&format!("{id} to be {status} or ended"), || async {
+            let run = self.run(id).await;
+            (run["status"] == status || is_terminal(&run)).then_some(())
+        })
+        .await;
+    }
+
+    /// Waits until the reply of a run contains `text`.
+    pub async fn says(&self, id: &str, text: &str) -> Value {
+        eventually(&format!("{id} to say {text}"), || async {
+            let run = self.run(id).await;
+            run["text"].as_str().unwrap().contains(text).then_some(run)
+        })
+        .await
+    }
+
+    pub async fn cancel(&self, id: &str) -> Value {
+        let answer = self.post(&format!("/api/runs/{id}/cancel")).send().await.unwrap();
+        assert_eq!(answer.status(), 202);
+        answer.json().await.unwrap()
+    }
+
+    /// The events of a run after `after`, to the end of the stream.
+    pub async fn events(&self, id: &str, after: Option<u64>) -> Vec<Event> {
+        let mut request = self.get(&format!("/api/runs/{id}/events"));
+        if let Some(after) = after {
+            request = request.header("Last-Event-ID", after.to_string());
+        }
+        let answer = request.send().await.unwrap();
+        if answer.status() == 204 {
+            return Vec::new();
+        }
+        assert_eq!(answer.status(), 200);
+        parse_events(&answer.text().await.unwrap())
+    }
+}
+
+/// One server-sent event.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Event {
+    pub id: u64,
+    pub kind: String,
+    pub data: Value,
+}
+
+pub fn parse_events(stream: &str) -> Vec<Event> {
+    let mut events = Vec::new();
+    for block in stream.split("\n\n") {
+        let field = |name: &str| block.lines().find_map(|line| line.strip_prefix(name)).map(str::trim_start);
+        if let (Some(id), Some(kind), Some(data)) = (field("id:"), field("event:"), field("data:")) {
+            events.push(Event { id: id.parse().unwrap(), kind: kind.to_owned(), data: serde_json::from_str(data).unwrap() });
+        }
+    }
+    events
+}
+
+pub fn id(run: &Value) -> String {
+    run["id"].as_str().unwrap().to_owned()
+}
+
+pub fn is_terminal(run: &Value) -> bool {
+    ["completed", "failed", "timed_out", "cancelled", "expired"].contains(&run["status"].as_str().unwrap())
+}
