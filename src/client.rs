@@ -54,7 +54,12 @@ impl Client {
     }
 
     /// Follows a run's events after `after`, until the stream ends or `handle` says stop. Returns the last id seen.
-    pub(crate) async fn follow(&self, run: &str, after: Option<String>, mut handle: impl FnMut(ServerEvent) -> anyhow::Result<bool>) -> anyhow::Result<Followed> {
+    pub(crate) async fn follow(
+        &self,
+        run: &str,
+        after: Option<String>,
+        mut handle: impl FnMut(ServerEvent) -> anyhow::Result<bool>,
+    ) -> anyhow::Result<Followed> {
         let mut request = self.get(&format!("/api/runs/{run}/events"));
         if let Some(after) = &after {
             request = request.header("Last-Event-ID", after);

@@ -144,7 +144,11 @@ fn engine_check(runner: &Arc<dyn Runner>) -> Check {
     }
 }
 
-async fn follow_digests(runner: Arc<dyn Runner>, config: Arc<Config>, digests: Arc<RwLock<HashMap<quayside_shared::ids::AgentName, Option<String>>>>) {
+async fn follow_digests(
+    runner: Arc<dyn Runner>,
+    config: Arc<Config>,
+    digests: Arc<RwLock<HashMap<quayside_shared::ids::AgentName, Option<String>>>>,
+) {
     loop {
         for (name, agent) in &config.agents {
             if let Ok(digest) = runner.image_digest(&agent.image).await

@@ -59,10 +59,14 @@ mod tests {
 
     #[test]
     fn json_in_utf_8_and_nothing_else() {
-        for good in ["application/json", "Application/JSON", "application/json; charset=utf-8", "application/json;charset=\"UTF-8\"", "application/json;"] {
+        for good in
+            ["application/json", "Application/JSON", "application/json; charset=utf-8", "application/json;charset=\"UTF-8\"", "application/json;"]
+        {
             assert!(is_json(good), "{good}");
         }
-        for bad in ["", "text/json", "application/jsonl", "application/json; charset=latin1", "application/json; boundary=x", "application/json, text/plain"] {
+        for bad in
+            ["", "text/json", "application/jsonl", "application/json; charset=latin1", "application/json; boundary=x", "application/json, text/plain"]
+        {
             assert!(!is_json(bad), "{bad}");
         }
     }

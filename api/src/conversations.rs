@@ -120,12 +120,7 @@ pub(crate) async fn get(State(app): State<Arc<App>>, Caller(user): Caller, Id(id
         error::BadRequest, error::Unauthenticated, error::NotFound, error::Invalid, error::Failed, error::Overloaded,
     )
 )]
-pub(crate) async fn runs(
-    State(app): State<Arc<App>>,
-    Caller(user): Caller,
-    Id(id): Id<ConversationId>,
-    params: Params,
-) -> Result<Json<RunListView>> {
+pub(crate) async fn runs(State(app): State<Arc<App>>, Caller(user): Caller, Id(id): Id<ConversationId>, params: Params) -> Result<Json<RunListView>> {
     let (after, limit) = (params.cursor()?, params.limit()?);
     let store = app.deps.store.as_ref();
     let page = store.conversation_runs(&user, &id, after, limit).await?.ok_or(ApiError::NotFound)?.map_err(bad_cursor)?;

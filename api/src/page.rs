@@ -158,7 +158,8 @@ pub(crate) fn prefers_html(headers: &HeaderMap) -> bool {
     let accept: Vec<&str> = headers.get_all("accept").iter().filter_map(|value| value.to_str().ok()).collect();
     let ranges: Vec<(&str, f32)> = accept.iter().flat_map(|value| value.split(',')).map(media_range).collect();
     // The most specific range counts (RFC 9110).
-    let quality = |names: &[&str]| names.iter().find_map(|name| ranges.iter().find(|(range, _)| range.eq_ignore_ascii_case(name))).map_or(0.0, |(_, q)| *q);
+    let quality =
+        |names: &[&str]| names.iter().find_map(|name| ranges.iter().find(|(range, _)| range.eq_ignore_ascii_case(name))).map_or(0.0, |(_, q)| *q);
     let html = quality(&["text/html", "text/*"]);
     html > 0.0 && html > quality(&["application/json", "application/*", "*/*"])
 }
@@ -183,7 +184,9 @@ mod tests {
         assert!(html("text/html,application/xhtml+xml,application/xml;q=0.9,*/*;q=0.8"));
         assert!(html("text/html"));
         assert!(html("text/html;q=0.9, application/json;q=0.1"));
-        for json in ["*/*", "", "application/json", "application/json, text/html;q=0.5", "text/html;q=0", "text/html;q=0.4, */*;q=0.6", "text/html, */*"] {
+        for json in
+            ["*/*", "", "application/json", "application/json, text/html;q=0.5", "text/html;q=0", "text/html;q=0.4, */*;q=0.6", "text/html, */*"]
+        {
             assert!(!html(json), "{json}");
         }
         assert!(!prefers_html(&HeaderMap::new()));

@@ -6,10 +6,10 @@ use axum::Router;
 use axum::middleware::from_fn_with_state;
 use axum::routing::get;
 use quayside_shared::config::Config;
+use utoipa::PartialSchema;
 use utoipa::openapi::schema::Schema;
 use utoipa::openapi::security::{ApiKey, ApiKeyValue, SecurityScheme};
 use utoipa::openapi::{ComponentsBuilder, InfoBuilder, LicenseBuilder, OpenApi, OpenApiBuilder, RefOr};
-use utoipa::PartialSchema;
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
@@ -68,9 +68,8 @@ fn base() -> OpenApi {
         .description(Some("Send a message, an agent answers it in a container of its own. Every refusal is an `application/problem+json`."))
         .license(Some(LicenseBuilder::new().name("Apache-2.0").identifier(Some("Apache-2.0")).build()));
     let user = ApiKeyValue::with_description("X-User-Id", "1 to 128 visible ASCII characters; believed as it is, on loopback only");
-    let components = ComponentsBuilder::new()
-        .security_scheme("user", SecurityScheme::ApiKey(ApiKey::Header(user)))
-        .schema("Problem", ProblemView::schema());
+    let components =
+        ComponentsBuilder::new().security_scheme("user", SecurityScheme::ApiKey(ApiKey::Header(user))).schema("Problem", ProblemView::schema());
     OpenApiBuilder::new().info(info).components(Some(components.build())).build()
 }
 

@@ -34,6 +34,12 @@ fn the_environment_overrides_the_file() {
 }
 
 #[test]
+fn a_secret_for_an_agent_may_come_from_the_environment_alone() {
+    let config = load("[agents.claude]\nimage = \"x\"\n", &[("QUAYSIDE__AGENTS__CLAUDE__ENV__API_Key", "123")]).unwrap();
+    assert_eq!(config.agents[&"claude".parse().unwrap()].env, [("API_Key".to_owned(), "123".to_owned())]);
+}
+
+#[test]
 fn an_agent_may_be_made_of_image_and_command_alone() {
     let config = load("[agents.echo]\nimage = \"x\"\ncommand = [\"cat\"]\n", &[]).unwrap();
     assert_eq!(config.agents[&"echo".parse().unwrap()].command, ["cat"]);

@@ -156,6 +156,24 @@ pub enum AttemptOutcome {
 }
 
 impl AttemptOutcome {
+    /// The word of the contract.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Finished => "finished",
+            Self::ExitNonzero => "exit_nonzero",
+            Self::Oom => "oom",
+            Self::TimedOut => "timed_out",
+            Self::Cancelled => "cancelled",
+            Self::OutputInvalid => "output_invalid",
+            Self::Refused => "refused",
+            Self::WorkerLost => "worker_lost",
+            Self::Preempted => "preempted",
+            Self::Drained => "drained",
+            Self::EngineFault => "engine_fault",
+        }
+    }
+
     /// Whether this outcome uses up an attempt. What is nobody's fault does not.
     #[must_use]
     pub const fn counted(self) -> bool {

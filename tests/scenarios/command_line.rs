@@ -43,7 +43,8 @@ async fn submit_reads_standard_input() {
     let server = Server::start().await;
     let url = server.url.clone();
     let output = tokio::task::spawn_blocking(move || {
-        let mut child = quayside().args(["submit", "--url", &url, "--agent", "cat", "-"]).stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
+        let mut child =
+            quayside().args(["submit", "--url", &url, "--agent", "cat", "-"]).stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
         child.stdin.take().unwrap().write_all("한국어\n".as_bytes()).unwrap();
         child.wait_with_output().unwrap()
     })

@@ -147,7 +147,19 @@ async fn sigterm_finishes_or_hands_back() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn containers_of_others_are_left_alone() {
     let name = format!("quayside-test-foreign-{}", std::process::id());
-    docker(&["run", "-d", "--rm", "--network=none", "--name", &name, "--label", "dev.quayside.instance=somebody-else", "quayside/agent-python", "sleep", "300"]);
+    docker(&[
+        "run",
+        "-d",
+        "--rm",
+        "--network=none",
+        "--name",
+        &name,
+        "--label",
+        "dev.quayside.instance=somebody-else",
+        "quayside/agent-python",
+        "sleep",
+        "300",
+    ]);
     let server = Server::start().await;
     let user = server.user("u");
     user.finished(&user.say("cat", "x").await).await;

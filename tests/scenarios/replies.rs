@@ -22,7 +22,8 @@ async fn a_message_is_answered() {
 async fn the_message_reaches_the_agent_byte_for_byte() {
     let server = Server::start().await;
     let user = server.user("u");
-    let messages = ["'; rm -rf / #", "$(id) `id` ${IFS} \\ \" '", "nul \0 inside", "line\nline\r\n\ttab", "-e", "é漢字🦀", " ", &"x".repeat(64 << 10)];
+    let messages =
+        ["'; rm -rf / #", "$(id) `id` ${IFS} \\ \" '", "nul \0 inside", "line\nline\r\n\ttab", "-e", "é漢字🦀", " ", &"x".repeat(64 << 10)];
     for message in messages {
         let run = user.finished(&user.say("cat", message).await).await;
         assert_eq!(run["text"].as_str().unwrap(), message);
@@ -100,7 +101,13 @@ async fn a_hundred_repeats_of_one_submission_are_one_run() {
         .map(|_| {
             let user = user.clone();
             tokio::spawn(async move {
-                let answer = user.post("/api/conversation").header("Idempotency-Key", "once").json(&json!({"agent": "cat", "message": "x"})).send().await.unwrap();
+                let answer = user
+                    .post("/api/conversation")
+                    .header("Idempotency-Key", "once")
+                    .json(&json!({"agent": "cat", "message": "x"}))
+                    .send()
+                    .await
+                    .unwrap();
                 assert_eq!(answer.status(), 202);
                 let replayed = answer.headers().contains_key("Idempotency-Replayed");
                 (id(&answer.json().await.unwrap()), replayed)

@@ -157,10 +157,7 @@ impl Server {
 
     /// Ids of this server's containers, running or not.
     pub fn containers(&self) -> Vec<String> {
-        docker(&["ps", "-aq", "--filter", &format!("label=dev.quayside.instance={}", self.instance())])
-            .lines()
-            .map(str::to_owned)
-            .collect()
+        docker(&["ps", "-aq", "--filter", &format!("label=dev.quayside.instance={}", self.instance())]).lines().map(str::to_owned).collect()
     }
 
     pub fn user(&self, name: &str) -> User {

@@ -177,10 +177,10 @@ async fn remove(run_id: &RunId, leftover: Leftover) {
 }
 
 fn log_end(run: &Run, claimed: Instant) {
-    let outcome = run.attempts.last().and_then(|attempt| attempt.outcome);
+    let outcome = run.attempts.last().and_then(|attempt| attempt.outcome).map(AttemptOutcome::as_str);
     let agent = run.agent.as_str().to_owned();
     if let Some(outcome) = outcome {
-        metrics::counter!(names::ATTEMPTS_ENDED, "agent" => agent.clone(), "outcome" => format!("{outcome:?}")).increment(1);
+        metrics::counter!(names::ATTEMPTS_ENDED, "agent" => agent.clone(), "outcome" => outcome).increment(1);
     }
     if run.status.is_terminal() {
         metrics::counter!(names::RUNS_ENDED, "agent" => agent, "status" => run.status.as_str()).increment(1);
@@ -189,5 +189,5 @@ fn log_end(run: &Run, claimed: Instant) {
         }
     }
     let duration_ms = u64::try_from(claimed.elapsed().as_millis()).unwrap_or(u64::MAX);
-    tracing::info!(run_id = %run.id, attempt = run.attempts.len(), status = run.status.as_str(), outcome = ?outcome, duration_ms, "attempt ended");
+    tracing::info!(run_id = %run.id, attempt = run.attempts.len(), status = run.status.as_str(), outcome, duration_ms, "attempt ended");
 }

@@ -22,8 +22,8 @@ const HAND_BACK: Duration = Duration::from_secs(5);
 /// Returns when no attempt is left; within about `grace`.
 pub async fn consume(attempts: Arc<Attempts>, slots: Slots, drain: CancellationToken, grace: Duration) {
     let tracker = TaskTracker::new();
-    // Whether the engine is taken to work; an attempt that saw it fail says no, and a probe says yes again.
-    let (engine, mut engine_ok) = watch::channel(true);
+    // Whether the engine is known to work: a probe says yes, an attempt that saw it fail says no.
+    let (engine, mut engine_ok) = watch::channel(false);
     let engine = Arc::new(engine);
     metrics::gauge!(names::SLOTS).set(f64::from(slots.total()));
     loop {

@@ -66,7 +66,12 @@ impl Source {
 
     /// `QUAYSIDE__WORKER__SLOTS=2` sets `worker.slots`.
     fn overlay(&mut self, name: &str, value: &str) -> Result<(), ConfigError> {
-        let keys: Vec<String> = name[PREFIX.len()..].split("__").map(str::to_lowercase).collect();
+        let mut keys: Vec<String> = name[PREFIX.len()..].split("__").map(str::to_lowercase).collect();
+        // A variable for an agent's container: its name and its value stay as they are written.
+        let verbatim = matches!(&keys[..], [agents, _, env, _] if agents == "agents" && env == "env");
+        if let (true, Some(key), Some(written)) = (verbatim, keys.last_mut(), name.rsplit("__").next()) {
+            written.clone_into(key);
+        }
         let wrong = |what: &str| ConfigError { place: format!("environment variable {name}"), what: what.to_owned() };
         let Some((last, sections)) = keys.split_last().filter(|(_, sections)| !sections.is_empty()) else {
             return Err(wrong("write QUAYSIDE__SECTION__KEY, for example QUAYSIDE__API__BIND"));
@@ -79,7 +84,7 @@ impl Source {
             let entry = table.entry(section.clone()).or_insert_with(|| Value::Table(Table::new()));
             table = entry.as_table_mut().ok_or_else(|| wrong(&format!("`{section}` is a value, not a section")))?;
         }
-        table.insert(last.clone(), literal(value));
+        table.insert(last.clone(), if verbatim { Value::String(value.to_owned()) } else { literal(value) });
         self.variables.insert(keys.join("."), name.to_owned());
         Ok(())
     }

@@ -80,12 +80,11 @@ export async function startServer({ agents = { python: "" }, runningPerUser = 2,
     await exited;
   }
 
+  /** Drains the server. Fails when it does not end well, or had ended by itself before. */
   async function stop() {
-    if (child.exitCode === null && child.signalCode === null) {
-      child.kill("SIGTERM");
-      const { code, signal } = await within(DRAIN_MS, "the server did not drain", (found) => exited.then(found));
-      if (code !== 0) throw new Error(`the server ended with ${code ?? signal}\n${output.slice(-20).join("\n")}`);
-    }
+    child.kill("SIGTERM");
+    const { code, signal } = await within(DRAIN_MS, "the server did not drain", (found) => exited.then(found));
+    if (code !== 0) throw new Error(`the server ended with ${code ?? signal}\n${output.slice(-20).join("\n")}`);
     await rm(folder, { recursive: true, force: true });
   }
 

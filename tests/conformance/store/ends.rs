@@ -41,7 +41,8 @@ pub(crate) async fn events_resume_after_any_number<F: Fixture>() {
     assert_eq!(all.last, get(&*store, &id).await.sequence_number);
     assert_eq!(all.events, open.events, "the end is no event of its own: it is the result");
     assert!(all.events.windows(2).all(|pair| pair[0].sequence_number < pair[1].sequence_number));
-    let text: String = all.events.iter().filter_map(|event| if let RunEventKind::Delta { text } = &event.kind { Some(text.as_str()) } else { None }).collect();
+    let text: String =
+        all.events.iter().filter_map(|event| if let RunEventKind::Delta { text } = &event.kind { Some(text.as_str()) } else { None }).collect();
     assert_eq!(text, "abcd");
     for after in 0..=all.last {
         let expected: Vec<_> = all.events.iter().filter(|event| event.sequence_number > after).cloned().collect();
