@@ -214,3 +214,7 @@ fn sql(context: &'static str) -> impl Fn(rusqlite::Error) -> Error {
         Error::new(kind, context).with_source(error)
     }
 }
+
+#[cfg(test)]
+#[path = "sqlite_tests.rs"]
+mod tests;

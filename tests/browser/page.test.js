@@ -2,6 +2,7 @@
 
 import assert from "node:assert/strict";
 import { after, before, test } from "node:test";
+import { examples } from "../../api/web/examples.js";
 import { counting, openPage, startBrowser } from "./support/browser.js";
 import { clientOf, startServer, until } from "./support/server.js";
 
@@ -45,12 +46,26 @@ test("a reply grows on the page while its run is in progress, and ends with dura
   await at.close();
 });
 
+/** The picture of the page: one run done, one replying, one waiting. */
+async function showcase(at) {
+  await at.page.setViewportSize({ width: 1280, height: 1040 });
+  const count = await at.send(examples.find(({ key }) => key === "count").message);
+  await count.locator(".reply", { hasText: "8 of 20" }).waitFor();
+  const next = await at.send('print("안녕하세요, Quayside")');
+  await next.getByText("number 1 in line").waitFor();
+  await count.locator(".reply", { hasText: "12 of 20" }).waitFor();
+  await at.screenshot("showcase-light");
+  await count.getByRole("button", { name: "Cancel this run" }).click();
+  await at.phase(next, "completed");
+}
+
 test("the examples of the first page run, and can be watched", async () => {
   const at = await openPage(browser, server.url);
   await at.page.getByRole("button", { name: "Draw a fractal" }).click();
   await at.page.keyboard.press("Enter"); // the focus is on the button that sends
   await at.phase(at.run(0), "completed");
   assert.equal((await at.text(at.run(0))).trimEnd().split("\n").length, 25);
+  await showcase(at);
   await at.page.getByRole("link", { name: "New conversation" }).click();
   await at.page.getByRole("button", { name: "Look around inside" }).click();
   await at.page.keyboard.press("Enter");

@@ -75,11 +75,12 @@ pub struct Options {
     pub lease: &'static str,
     pub heartbeat: &'static str,
     pub drain: &'static str,
+    pub max_attempts: u32,
 }
 
 impl Default for Options {
     fn default() -> Self {
-        Self { extra: String::new(), slots: 4, lease: "4s", heartbeat: "1s", drain: "20s" }
+        Self { extra: String::new(), slots: 4, lease: "4s", heartbeat: "1s", drain: "20s", max_attempts: 3 }
     }
 }
 
@@ -99,9 +100,9 @@ impl Server {
         let folder = tempfile::tempdir().unwrap();
         let data_dir = folder.path().join("data");
         let config = folder.path().join("quayside.toml");
-        let Options { extra, slots, lease, heartbeat, drain } = options;
+        let Options { extra, slots, lease, heartbeat, drain, max_attempts } = options;
         let text = format!(
-            "[api]\nbind = \"127.0.0.1:0\"\n[backend]\ndata_dir = {data_dir:?}\n[worker]\nslots = {slots}\nlease = \"{lease}\"\nheartbeat = \"{heartbeat}\"\ndrain = \"{drain}\"\n{AGENTS}\n{extra}"
+            "[api]\nbind = \"127.0.0.1:0\"\n[backend]\ndata_dir = {data_dir:?}\n[worker]\nslots = {slots}\nlease = \"{lease}\"\nheartbeat = \"{heartbeat}\"\ndrain = \"{drain}\"\nmax_attempts = {max_attempts}\n{AGENTS}\n{extra}"
         );
         std::fs::write(&config, text).unwrap();
         let log = folder.path().join("log");
