@@ -24,7 +24,7 @@ use utoipa::ToSchema;
 use crate::App;
 use crate::auth::Caller;
 use crate::error::{self, ApiError, NO_CONTENT, Result};
-use crate::params::{Id, Params, one_header, whole_number};
+use crate::params::{Id, Params, one_header, sequence_number};
 use crate::runs::owned;
 use crate::view::{RunView, StatusView, WaitingView};
 
@@ -33,19 +33,41 @@ const HEARTBEAT: Duration = Duration::from_secs(15);
 /// Bytes that are written ahead of a slow reader; everything else stays in the store.
 const CHUNK: usize = 32 << 10;
 
+/// One event as a client's parser gives it.
+#[derive(ToSchema)]
+#[schema(as = RunEvent)]
+#[expect(dead_code, reason = "only its schema is needed: events are written by hand")]
+pub(crate) struct EventView {
+    /// The run's sequence number.
+    #[schema(pattern = "^[0-9]+$")]
+    id: String,
+    event: EventName,
+    /// JSON: of `status` and `delta` as described above, of `result` the run.
+    data: String,
+}
+
+/// What happened.
+#[derive(ToSchema)]
+#[schema(rename_all = "snake_case")]
+#[expect(dead_code, reason = "only its schema is needed")]
+enum EventName {
+    Status,
+    Delta,
+    Result,
+}
+
 /// `event: status`
-#[derive(Debug, Serialize, ToSchema)]
+#[derive(Debug, Serialize)]
 #[serde(rename_all = "camelCase")]
 struct StatusEvent {
     sequence_number: u64,
     status: StatusView,
     /// Why it waits; null unless it is queued.
-    #[schema(required)]
     waiting: Option<WaitingView>,
 }
 
 /// `event: delta`
-#[derive(Debug, Serialize, ToSchema)]
+#[derive(Debug, Serialize)]
 #[serde(rename_all = "camelCase")]
 struct DeltaEvent<'a> {
     sequence_number: u64,
@@ -65,7 +87,7 @@ struct DeltaEvent<'a> {
         ("Last-Event-ID" = Option<u64>, Header, nullable = false, minimum = 0, description = "The same; counts before `after`"),
     ),
     responses(
-        (status = 200, content_type = "text/event-stream", body = String, description = "The events after that number"),
+        (status = 200, content_type = "text/event-stream", body = EventView, description = "The events after that number"),
         (status = 204, description = "The run has ended and its result was seen: nothing will follow"),
         error::BadRequest, error::Unauthenticated, error::NotFound, error::RateLimited, error::Failed, error::Overloaded,
     )
@@ -77,10 +99,9 @@ pub(crate) async fn events(
     params: Params,
     headers: HeaderMap,
 ) -> Result<Response> {
-    let after = match last_event_id(&headers)? {
-        Some(id) => id,
-        None => params.after()?.unwrap_or(0),
-    };
+    // Both are checked, whichever counts.
+    let (named, seen) = (params.after()?, last_event_id(&headers)?);
+    let after = seen.or(named).unwrap_or(0);
     // Watched before it is read, so that nothing falls in between.
     let watch = app.deps.store.watch(&id);
     let run = owned(&app, &user, &id).await?;
@@ -103,7 +124,7 @@ pub(crate) async fn events(
 fn last_event_id(headers: &HeaderMap) -> Result<Option<u64>> {
     const NAME: HeaderName = HeaderName::from_static("last-event-id");
     let text = one_header(headers, &NAME, "Last-Event-ID")?;
-    text.map(|text| whole_number(text).ok_or_else(|| ApiError::header("Last-Event-ID", "must be a sequence number"))).transpose()
+    text.map(|text| sequence_number(text, "Last-Event-ID")).transpose()
 }
 
 /// One client's place in one run.

@@ -4,8 +4,7 @@
 //! can be answered besides success, and [`serve()`] for what happens below HTTP's semantics: timeouts and limits.
 
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex, RwLock};
-use std::time::{Duration, Instant};
+use std::sync::{Arc, RwLock};
 
 use futures::future::BoxFuture;
 use quayside_shared::config::Config;
@@ -77,7 +76,6 @@ struct App {
     publisher: publish::Publisher,
     page: page::Pages,
     streams: events::Streams,
-    counting: Counting,
     body_limit: usize,
 }
 
@@ -87,29 +85,8 @@ impl App {
             publisher: publish::Publisher::start(Arc::clone(&deps.queue)),
             page: page::Pages::new(document),
             streams: events::Streams::default(),
-            counting: Counting::default(),
             body_limit: request::body_limit(&deps.config),
             deps,
         }
-    }
-}
-
-/// Keeps the counting of places in the line, which is linear in the line, out of the way of accepting many runs: one
-/// answer to a submission at a time has its place counted, and at most one in a hundredth of a second.
-#[derive(Default)]
-struct Counting {
-    last: Mutex<Option<Instant>>,
-}
-
-impl Counting {
-    fn begin(&self) -> bool {
-        const PAUSE: Duration = Duration::from_millis(10);
-        let Ok(mut last) = self.last.try_lock() else { return false };
-        let now = Instant::now();
-        if last.is_some_and(|last| now.duration_since(last) < PAUSE) {
-            return false;
-        }
-        *last = Some(now);
-        true
     }
 }

@@ -73,13 +73,19 @@ impl Params {
     /// `?after=N` of an event stream.
     pub(crate) fn after(&self) -> Result<Option<u64>> {
         let after = self.one("after").map_err(|_| ApiError::header("after", "must be there at most once"))?;
-        after.map(|text| whole_number(text).ok_or_else(|| ApiError::header("after", "must be a sequence number"))).transpose()
+        after.map(|text| sequence_number(text, "after")).transpose()
     }
 }
 
 /// Digits and nothing else: Rust's own parser also takes a plus sign.
 pub(crate) fn whole_number(text: &str) -> Option<u64> {
     (!text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit())).then(|| text.parse().ok()).flatten()
+}
+
+/// A run's sequence number, as `name` gives it. No run counts further than the stores can.
+pub(crate) fn sequence_number(text: &str, name: &'static str) -> Result<u64> {
+    let number = whole_number(text).filter(|number| i64::try_from(*number).is_ok());
+    number.ok_or_else(|| ApiError::header(name, "must be a sequence number"))
 }
 
 /// A header that may be there once, as text.

@@ -8,7 +8,7 @@ use bytes::Bytes;
 use quayside_shared::config::Config;
 use quayside_shared::ids::{ConversationId, RunId, UserId};
 use quayside_shared::store::{Idempotency, MultitaskStrategy, NewRun};
-use serde::de::{Error as _, IgnoredAny, MapAccess, Visitor};
+use serde::de::{Error as _, MapAccess, Visitor};
 use serde::{Deserialize, Deserializer, Serialize};
 use sha2::{Digest, Sha256};
 use utoipa::ToSchema;
@@ -69,7 +69,6 @@ pub(crate) struct SubmitRequest {
     /// Expire the run when it has not started within this time.
     #[schema(minimum = 1, maximum = 604_800)]
     queue_ttl_seconds: Option<u64>,
-    /// Your own words, given back with the run: at most 16 pairs, without control characters.
     #[schema(schema_with = metadata_schema)]
     metadata: Option<Metadata>,
 }
@@ -80,6 +79,7 @@ fn metadata_schema() -> Schema {
     let value = ObjectBuilder::new().schema_type(Type::String).max_length(Some(METADATA_VALUE_MAX_CHARS)).pattern(Some(no_controls)).build();
     ObjectBuilder::new()
         .schema_type(SchemaType::Array(vec![Type::Object, Type::Null]))
+        .description(Some("Your own words, given back with the run"))
         .max_properties(Some(METADATA_PAIRS_MAX))
         .property_names(Some(Schema::Object(key.build())))
         .additional_properties(Some(AdditionalProperties::RefOr(Schema::Object(value).into())))
@@ -99,10 +99,8 @@ impl SubmitRequest {
             Ok(request) => return reader.end().map(|()| request).map_err(|error| ApiError::InvalidJson(error.to_string())),
             Err(fault) => fault,
         };
-        if !fault.inner().is_data() {
-            return Err(ApiError::InvalidJson(fault.inner().to_string()));
-        }
-        if let Err(error) = serde_json::from_str::<IgnoredAny>(text) {
+        // Read again without expectations: only what is JSON at all can be wrong JSON.
+        if let Err(error) = serde_json::from_str::<serde_json::Value>(text) {
             return Err(ApiError::InvalidJson(error.to_string()));
         }
         let (path, detail) = (fault.path().to_string(), fault.into_inner().to_string());
@@ -294,7 +292,3 @@ pub(crate) fn body_limit(config: &Config) -> usize {
 pub(crate) fn parse(body: &Bytes, user: UserId, key: Option<String>, config: &Config) -> Result<NewRun> {
     SubmitRequest::read(body)?.check(user, key, config)
 }
-
-#[cfg(test)]
-#[path = "request_tests.rs"]
-mod tests;

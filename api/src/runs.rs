@@ -63,7 +63,7 @@ pub(crate) async fn submit(State(app): State<Arc<App>>, Caller(user): Caller, pa
     let wait = params.wait()?.or_else(|| preferred_wait(&parts.headers));
     let body = json_body(&parts.headers, body, app.body_limit).await?;
     let new = request::parse(&body, user, key, &app.deps.config)?;
-    let Submitted { run, replayed, wake: _ } = accept(&app, new).await?;
+    let Submitted { run, replayed, waiting, wake: _ } = accept(&app, new).await?;
     if !replayed {
         metrics::counter!(names::RUNS_SUBMITTED, "agent" => run.agent.to_string()).increment(1);
     }
@@ -73,8 +73,7 @@ pub(crate) async fn submit(State(app): State<Arc<App>>, Caller(user): Caller, pa
         headers.insert(REPLAYED, HeaderValue::from_static("true"));
     }
     let Some(seconds) = wait else {
-        let view = if app.counting.begin() { RunView::counted(app.deps.store.as_ref(), run).await? } else { RunView::uncounted(run) };
-        return Ok((ACCEPTED, headers, Json(view)).into_response());
+        return Ok((ACCEPTED, headers, Json(RunView::new(run, waiting))).into_response());
     };
     headers.insert(PREFERENCE_APPLIED, header_value(&format!("wait={seconds}"))?);
     let run = when_ended(&app, &run.id, Duration::from_secs(seconds)).await?;

@@ -52,10 +52,8 @@ words! {
 #[schema(as = Waiting)]
 pub(crate) struct WaitingView {
     /// Why it waits.
-    #[schema(inline)]
     reason: ReasonView,
-    /// 1 is next: its place among the runs that wait for the same thing. Null where nobody counted: in events of the
-    /// past, and in the answer to a submission while many are accepted.
+    /// 1 is next: its place among the runs that wait for the same thing, counted up to 10,000. Null in events of the past.
     #[schema(required, minimum = 1)]
     position: Option<u64>,
 }
@@ -78,7 +76,6 @@ impl From<Waiting> for WaitingView {
 #[schema(as = RunError)]
 pub(crate) struct RunErrorView {
     /// The machine word.
-    #[schema(inline)]
     code: ErrorCodeView,
     /// For people.
     message: String,
@@ -226,7 +223,8 @@ impl RunView {
         Self::new(run, None)
     }
 
-    fn new(run: Run, counted: Option<Waiting>) -> Self {
+    /// `run` with what it waits for, when that is known.
+    pub(crate) fn new(run: Run, counted: Option<Waiting>) -> Self {
         let reason = run.waiting_reason.filter(|_| run.status == Status::Queued);
         Self {
             id: run.id.into(),

@@ -81,41 +81,48 @@ export function createConfirm() {
   const dialog = byId("confirm");
   const yes = byId("confirm-yes");
   const wrong = byId("confirm-wrong");
+  let question = null; // {act, answer, working}: one at a time
+
+  function answer(done) {
+    question?.answer(done);
+    question = null;
+  }
+
+  async function confirmed() {
+    if (question === null || question.working) return;
+    question.working = true;
+    setText(yes, t("delete.working"));
+    try {
+      await question.act();
+      answer(true);
+      dialog.close();
+    } catch (problem) {
+      wrong.hidden = false;
+      setText(wrong, problemWords(problem));
+      question.working = false;
+      if (!dialog.open) answer(false);
+    }
+    setText(yes, t("delete.confirm"));
+  }
+
+  yes.addEventListener("click", confirmed);
   byId("confirm-no").addEventListener("click", () => dialog.close());
   closeOnBackdrop(dialog);
+  dialog.addEventListener("close", () => {
+    // The event comes late: the dialog may be open again for the next question. And a deletion under way
+    // still decides the answer when its dialog was closed.
+    if (!dialog.open && !question?.working) answer(false);
+  });
 
   return function ask(title, act) {
+    if (question?.working) return Promise.resolve(false);
+    answer(false);
     setText(byId("confirm-body"), t("delete.body", { title }));
     wrong.hidden = true;
     dialog.showModal();
     byId("confirm-no").focus();
     return new Promise((resolve) => {
-      let working = false;
-      async function confirmed() {
-        if (working) return;
-        working = true;
-        setText(yes, t("delete.working"));
-        try {
-          await act();
-          finish(true);
-          dialog.close();
-        } catch (problem) {
-          wrong.hidden = false;
-          setText(wrong, problemWords(problem));
-          if (!dialog.open) finish(false);
-        }
-        working = false;
-        setText(yes, t("delete.confirm"));
-      }
-      // Closed in the middle of the deletion: what it comes to still decides the answer.
-      const closed = () => working || finish(false);
-      function finish(done) {
-        yes.removeEventListener("click", confirmed);
-        dialog.removeEventListener("close", closed);
-        resolve(done);
-      }
-      yes.addEventListener("click", confirmed);
-      dialog.addEventListener("close", closed);
+      question = { act, answer: resolve, working: false };
     });
   };
 }

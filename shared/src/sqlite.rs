@@ -1,8 +1,10 @@
 //! The SQLite file that the embedded queue and store share: opening, one writer with group commit, a few readers.
 //!
-//! Writes go to one thread. It takes everything that waits, runs each write in a savepoint of its own inside one
-//! transaction, commits once, and only then answers: an fsync is paid per group, not per write, and a failed write
-//! does not take its neighbours with it. `synchronous=FULL` makes the commit durable against power loss.
+//! Writes go to one thread. It takes everything that waits, runs it inside one transaction, commits once, and only then
+//! answers: an fsync is paid per group, not per write. A savepoint for each write would copy every page that it touches,
+//! so there is none as long as nothing fails; when a write fails, the group is rolled back and run again with savepoints,
+//! and the failed write does not take its neighbours with it. `synchronous=FULL` makes the commit durable against power
+//! loss.
 
 use std::fs::{File, TryLockError};
 use std::path::{Path, PathBuf};
@@ -27,9 +29,48 @@ const WRITE_QUEUE: usize = 4096;
 const READERS: usize = 4;
 const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
 
-type Completion = Box<dyn FnOnce(Result<(), Error>) + Send>;
-/// Given the connection inside the group's transaction, or the reason why there is none.
-type Write = Box<dyn FnOnce(Result<&Connection, Error>) -> Completion + Send>;
+/// A write that waits for its turn.
+trait Write: Send {
+    /// Runs it and keeps its result; says why it failed. May be called again after a rollback.
+    fn run(&mut self, connection: &Connection) -> Result<(), ErrorKind>;
+    /// Answers its caller with the result, or with the reason why the group could not be committed.
+    fn answer(self: Box<Self>, committed: Result<()>);
+}
+
+struct Command<T, W, C> {
+    write: W,
+    committed: C,
+    outcome: Option<Result<T>>,
+    answer: oneshot::Sender<Result<T>>,
+}
+
+impl<T, W, C> Write for Command<T, W, C>
+where
+    T: Send,
+    W: Fn(&Connection) -> rusqlite::Result<T> + Send,
+    C: FnOnce(&T) + Send,
+{
+    fn run(&mut self, connection: &Connection) -> Result<(), ErrorKind> {
+        let outcome = (self.write)(connection).map_err(sql("writing"));
+        let told = outcome.as_ref().map(drop).map_err(Error::kind);
+        self.outcome = Some(outcome);
+        told
+    }
+
+    fn answer(self: Box<Self>, committed: Result<()>) {
+        let Self { committed: signal, outcome, answer, .. } = *self;
+        let result = match (outcome, committed) {
+            (Some(Ok(value)), Ok(())) => {
+                signal(&value);
+                Ok(value)
+            }
+            (Some(Err(error)), _) | (_, Err(error)) => Err(error),
+            (None, Ok(())) => Err(Error::new(ErrorKind::Internal, "a write was never run")),
+        };
+        // The caller may have gone; what was written stays written.
+        let _ = answer.send(result);
+    }
+}
 
 /// An open database file. Cheap to clone.
 #[derive(Debug, Clone)]
@@ -39,7 +80,7 @@ pub struct Database {
 
 #[derive(Debug)]
 struct Inner {
-    writer: mpsc::Sender<Write>,
+    writer: mpsc::Sender<Box<dyn Write>>,
     readers: Mutex<Vec<Connection>>,
     reading: Semaphore,
     path: PathBuf,
@@ -99,30 +140,17 @@ impl Database {
     }
 
     /// Runs `write` in the next group. What it wrote is durable when this returns `Ok`; on an error nothing of it is.
+    /// `write` may run more than once, each time on a database that has not seen it; only its last run counts.
     /// `committed` runs on the writer thread after the commit, whether or not the caller still waits: signals that must
     /// not be lost with an abandoned request belong there.
     pub async fn write<T: Send + 'static>(
         &self,
-        write: impl FnOnce(&Connection) -> rusqlite::Result<T> + Send + 'static,
+        write: impl Fn(&Connection) -> rusqlite::Result<T> + Send + 'static,
         committed: impl FnOnce(&T) + Send + 'static,
     ) -> Result<T> {
         let (answer, answered) = oneshot::channel();
-        let command: Write = Box::new(move |connection| {
-            let outcome = connection.and_then(|connection| in_savepoint(connection, write));
-            Box::new(move |commit| {
-                let result = match (outcome, commit) {
-                    (Ok(value), Ok(())) => {
-                        committed(&value);
-                        Ok(value)
-                    }
-                    (Err(error), _) | (Ok(_), Err(error)) => Err(error),
-                };
-                // The caller may have gone; what was written stays written.
-                let _ = answer.send(result);
-            })
-        });
         let gone = || Error::new(ErrorKind::Unavailable, "the database writer has stopped");
-        self.inner.writer.send(command).await.map_err(|_| gone())?;
+        self.inner.writer.send(Box::new(Command { write, committed, outcome: None, answer })).await.map_err(|_| gone())?;
         answered.await.map_err(|_| gone())?
     }
 
@@ -158,43 +186,57 @@ fn configure(connection: &Connection) -> rusqlite::Result<()> {
     Ok(())
 }
 
-fn write_groups(connection: &Connection, mut writes: mpsc::Receiver<Write>) {
+fn write_groups(connection: &Connection, mut writes: mpsc::Receiver<Box<dyn Write>>) {
     let mut group = Vec::with_capacity(GROUP_MAX);
     while writes.blocking_recv_many(&mut group, GROUP_MAX) > 0 {
-        let begun = connection.execute_batch("BEGIN IMMEDIATE");
-        let transaction = || begun.as_ref().map(|()| connection).map_err(|error| sql("beginning to write")(clone_error(error)));
-        let completions: Vec<Completion> = group.drain(..).map(|write| write(transaction())).collect();
-        let committed = if begun.is_ok() { connection.execute_batch("COMMIT") } else { Ok(()) };
-        if committed.is_err() {
+        let written = write_group(connection, &mut group);
+        if written.is_err() && !connection.is_autocommit() {
             let _ = connection.execute_batch("ROLLBACK");
         }
-        for completion in completions {
-            completion(match &committed {
-                Ok(()) => Ok(()),
-                Err(error) => Err(sql("committing")(clone_error(error))),
-            });
+        for write in group.drain(..) {
+            write.answer(written.as_ref().map(drop).map_err(Failure::to_error));
         }
     }
 }
 
-fn in_savepoint<T>(connection: &Connection, write: impl FnOnce(&Connection) -> rusqlite::Result<T>) -> Result<T> {
+/// Why a whole group was not written: told to each of its writes.
+struct Failure(ErrorKind, String);
+
+impl Failure {
+    fn to_error(&self) -> Error {
+        Error::new(self.0, "writing").with_source(self.1.clone())
+    }
+}
+
+impl From<rusqlite::Error> for Failure {
+    fn from(error: rusqlite::Error) -> Self {
+        let words = error.to_string();
+        Self(sql("writing")(error).kind(), words)
+    }
+}
+
+fn write_group(connection: &Connection, group: &mut [Box<dyn Write>]) -> Result<(), Failure> {
     let run = |statement: &str| connection.prepare_cached(statement)?.execute([]);
-    run("SAVEPOINT one").map_err(sql("writing"))?;
-    match write(connection).and_then(|value| run("RELEASE one").map(|_| value)) {
-        Ok(value) => Ok(value),
-        Err(error) => {
-            let _ = run("ROLLBACK TO one");
-            let _ = run("RELEASE one");
-            Err(sql("writing")(error))
+    run("BEGIN IMMEDIATE")?;
+    if group.iter_mut().any(|write| write.run(connection).is_err()) {
+        // Some failures (a full disk) have rolled back already.
+        if !connection.is_autocommit() {
+            run("ROLLBACK")?;
+        }
+        run("BEGIN IMMEDIATE")?;
+        for write in group {
+            run("SAVEPOINT one")?;
+            if let Err(kind) = write.run(connection) {
+                if connection.is_autocommit() {
+                    return Err(Failure(kind, "the database rolled the whole transaction back".to_owned()));
+                }
+                run("ROLLBACK TO one")?;
+            }
+            run("RELEASE one")?;
         }
     }
-}
-
-fn clone_error(error: &rusqlite::Error) -> rusqlite::Error {
-    match error {
-        rusqlite::Error::SqliteFailure(failure, text) => rusqlite::Error::SqliteFailure(*failure, text.clone()),
-        other => rusqlite::Error::ToSqlConversionFailure(other.to_string().into()),
-    }
+    run("COMMIT")?;
+    Ok(())
 }
 
 /// Gives an SQLite error its kind.

@@ -11,7 +11,7 @@ fn open() -> (tempfile::TempDir, Database) {
 
 async fn insert(database: &Database, run_id: &str) -> Result<usize> {
     let run_id = run_id.to_owned();
-    database.write(move |db| db.execute("INSERT INTO messages (run_id, trace) VALUES (?1, '{}')", [run_id]), |_| {}).await
+    database.write(move |db| db.execute("INSERT INTO messages (run_id, trace) VALUES (?1, '{}')", [&run_id]), |_| {}).await
 }
 
 async fn count(database: &Database) -> i64 {

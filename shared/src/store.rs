@@ -21,6 +21,9 @@ use crate::ids::{AgentName, ConversationId, RunId, UserId, WorkerId};
 use crate::run::{AttemptOutcome, Run, RunEvent, Waiting, WaitingReason};
 use crate::state::Finished;
 
+/// Places in the line are counted this far: nobody waits differently at a later one, and counting costs its length.
+pub const POSITION_MAX: u64 = 10_000;
+
 /// What happens when the conversation is busy. The words are LangGraph's.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -77,6 +80,8 @@ pub struct Submitted {
     pub run: Run,
     /// Whether an earlier submission with the same key made it.
     pub replayed: bool,
+    /// What it waits for, while it is queued.
+    pub waiting: Option<Waiting>,
     /// Runs that may start now.
     pub wake: Vec<RunId>,
 }
@@ -269,7 +274,8 @@ pub trait Store: Send + Sync + 'static {
     /// The run with its reply so far. `None` too when its conversation was deleted.
     async fn run(&self, id: &RunId) -> Result<Option<Run>>;
 
-    /// What a queued run waits for, computed now; `None` when it does not wait.
+    /// What a queued run waits for, computed now; `None` when it does not wait. Places beyond [`POSITION_MAX`] are told
+    /// as that.
     async fn waiting(&self, run: &Run) -> Result<Option<Waiting>>;
 
     /// The run's events after `after`; `None` when there is no such run.

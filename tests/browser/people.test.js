@@ -61,6 +61,7 @@ test("the theme follows the system, can be chosen, and is there before the first
   await at.page.reload({ waitUntil: "commit" });
   await at.page.waitForFunction(() => document.body !== null);
   assert.equal(await at.page.evaluate(() => document.documentElement.dataset.theme), "dark");
+  await at.page.waitForLoadState("load");
   await at.page.getByRole("button", { name: "Settings" }).click();
   await at.page.getByText("Like the system").click();
   assert.equal(await ground(), light);
@@ -153,6 +154,33 @@ test("the keyboard alone reaches everything, sends, cancels and deletes", async 
   await at.close();
 });
 
+test("a confirmation asked for again at once still deletes", async () => {
+  const at = await openPage(browser, server.url);
+  await at.phase(await at.send("print(1)"), "completed");
+  await at.page.locator("#delete").click();
+  // The event of the first closing arrives when the dialog is open for the second time.
+  await at.page.evaluate(() => {
+    document.querySelector("#confirm").close();
+    document.querySelector("#delete").click();
+  });
+  await at.page.getByRole("button", { name: "Delete", exact: true }).click();
+  await at.listed(0);
+  assert.equal(await at.page.locator("#confirm").isVisible(), false);
+  await at.close();
+});
+
+test("a deletion that fails says why and leaves the conversation", async () => {
+  const at = await openPage(browser, server.url, { expected: [/ERR_FAILED/] });
+  await at.phase(await at.send("print(1)"), "completed");
+  await at.page.route("**/api/conversations/*", (route) => route.abort("failed"), { times: 1 });
+  await at.page.locator("#delete").click();
+  await at.page.getByRole("button", { name: "Delete", exact: true }).click();
+  await at.page.getByRole("alert").filter({ hasText: "The server did not answer." }).waitFor();
+  await at.page.getByRole("button", { name: "Delete", exact: true }).click();
+  await at.listed(0);
+  await at.close();
+});
+
 test("the Enter that ends a composition does not send", async () => {
   const at = await openPage(browser, server.url, { locale: "ko-KR" });
   const input = await at.page.context().newCDPSession(at.page);
@@ -182,15 +210,15 @@ test("conversations are opened from the list and from their address, and the foc
   const address = new URL(at.page.url()).hash;
   await at.page.getByRole("link", { name: "New conversation" }).click();
   await at.phase(await at.send('print("second")'), "completed");
-  assert.equal(await at.page.locator("#conversations li").count(), 2);
+  await at.listed(2);
   await at.page.locator(".row-link", { hasText: "first" }).press("Enter");
   await at.page.waitForFunction(() => document.activeElement.id === "title");
   assert.equal(await at.text(at.run(0)), "first\n");
   assert.equal(await at.runs.count(), 1);
   await at.page.goto(`${server.url}/${address}`);
   await at.page.reload();
-  assert.equal(await at.page.locator("#title").innerText(), 'print("first")');
-  assert.equal(await at.page.locator('[aria-current="page"]').innerText().then((text) => text.split("\n")[0]), 'print("first")');
+  await at.page.getByRole("heading", { level: 1, name: 'print("first")' }).waitFor();
+  await at.page.locator('.row-link[aria-current="page"]', { hasText: 'print("first")' }).waitFor();
   await at.close();
 });
 

@@ -137,7 +137,8 @@ pub async fn check<F: Fixture>(fixture: F, property: impl AsyncFnOnce(&F)) {
     use futures::FutureExt;
     use std::panic::AssertUnwindSafe;
 
-    let outcome = AssertUnwindSafe(property(&fixture)).catch_unwind().await;
+    let bounded = within(Duration::from_secs(120), "the property", property(&fixture));
+    let outcome = AssertUnwindSafe(bounded).catch_unwind().await;
     let left = fixture.leftovers().await;
     let swept = fixture.runner().sweep(&|_| false).await;
     if let Err(panic) = outcome {

@@ -13,7 +13,7 @@ async fn nobody_reads_a_neighbours_data() {
     let hers = alice.say("sh", &hide).await;
     alice.says(&hers, "hidden").await;
 
-    let search = "cat /tmp/* /workspace/* /dev/shm/* /proc/[0-9]*/environ /proc/[0-9]*/cmdline 2>/dev/null | tr '\\0' '\\n'; env; ls -la /tmp /workspace; hostname";
+    let search = "cat /tmp/* /workspace/* /dev/shm/* /proc/[0-9]*/environ /proc/[0-9]*/cmdline 2>/dev/null | tr '\\0' '\\n'; env; ls -la /tmp /workspace; true";
     let searched = bob.finished(&bob.say("sh", search).await).await;
     assert_eq!(searched["status"], "completed", "{searched:#}");
     let leaked = bob.finished(&bob.say("leak_env", "hello").await).await;

@@ -99,7 +99,24 @@ async fn json_that_says_the_wrong_thing_is_422_and_names_the_field() {
         }
     }
     // What only we decide, or what the replaced system let its callers say.
-    for field in ["is_admin", "userId", "user_id", "id", "status", "state", "epoch", "image", "command", "cpus", "memory", "env", "network", "customId", "Message", "__proto__"] {
+    for field in [
+        "is_admin",
+        "userId",
+        "user_id",
+        "id",
+        "status",
+        "state",
+        "epoch",
+        "image",
+        "command",
+        "cpus",
+        "memory",
+        "env",
+        "network",
+        "customId",
+        "Message",
+        "__proto__",
+    ] {
         cases.push((json!({"message": "x", field: "y"}), field));
     }
     for (body, field) in &cases {
@@ -132,7 +149,18 @@ async fn a_key_that_is_there_twice_is_refused() {
 async fn a_message_is_kept_byte_for_byte() {
     let server = server_with(|setup| setup.config.limits.queued_per_user = 1000).await;
     let largest = "x".repeat(64 << 10);
-    for message in ["\u{0}", "a\u{0}b", "\r\n\t", "\u{2028}\u{2029}\u{85}", "\u{feff}x", "👩‍👩‍👧 한국어 \u{202e}", "</script>{{7*7}}${x}", " ", "\\u0000 \"", &largest] {
+    for message in [
+        "\u{0}",
+        "a\u{0}b",
+        "\r\n\t",
+        "\u{2028}\u{2029}\u{85}",
+        "\u{feff}x",
+        "👩‍👩‍👧 한국어 \u{202e}",
+        "</script>{{7*7}}${x}",
+        " ",
+        "\\u0000 \"",
+        &largest,
+    ] {
         // Written in both ways that JSON knows: as it is, and every character escaped.
         let escaped: String = message.encode_utf16().map(|unit| format!("\\u{unit:04x}")).collect();
         for body in [json!({"message": message}).to_string(), format!("{{\"message\":\"{escaped}\"}}")] {

@@ -21,16 +21,38 @@ async fn a_run_from_its_submission_to_its_end() {
     assert_eq!(accepted.header("location"), format!("/api/runs/{id}"));
     assert_eq!(accepted.header("idempotency-replayed"), "");
     let wanted = BTreeSet::from([
-        "id", "conversationId", "batchId", "customId", "userId", "agent", "status", "waiting", "message", "text", "truncated", "exitCode", "error",
-        "attempts", "usage", "createdAt", "startedAt", "finishedAt", "expireAt", "metadata", "sequenceNumber",
+        "id",
+        "conversationId",
+        "batchId",
+        "customId",
+        "userId",
+        "agent",
+        "status",
+        "waiting",
+        "message",
+        "text",
+        "truncated",
+        "exitCode",
+        "error",
+        "attempts",
+        "usage",
+        "createdAt",
+        "startedAt",
+        "finishedAt",
+        "expireAt",
+        "metadata",
+        "sequenceNumber",
     ]);
     assert_eq!(keys(&run), wanted);
     assert!(run["conversationId"].as_str().unwrap().starts_with("conv_"));
     assert_eq!((&run["status"], &run["agent"], &run["userId"]), (&json!("queued"), &json!("python"), &json!("ann")));
     assert_eq!(run["waiting"], json!({"reason": "no_capacity", "position": 1}));
     assert_eq!((&run["message"], &run["text"], &run["metadata"]), (&json!("print(1)"), &json!(""), &json!({"ticket": "42"})));
-    assert_eq!(run["usage"], json!({"queueMillis": null, "startMillis": null, "wallMillis": null, "cpuMillis": null, "maxMemoryBytes": null,
-        "outputBytes": null, "inputTokens": null, "outputTokens": null}));
+    assert_eq!(
+        run["usage"],
+        json!({"queueMillis": null, "startMillis": null, "wallMillis": null, "cpuMillis": null, "maxMemoryBytes": null,
+        "outputBytes": null, "inputTokens": null, "outputTokens": null})
+    );
 
     // The message that tells a worker of it is there without anybody asking again.
     let delivery = server.queue.receive().await.unwrap();
@@ -172,7 +194,10 @@ async fn a_client_that_goes_away_does_not_come_between_storing_and_publishing() 
     for _ in 0..20 {
         // Closed at once, without waiting for the answer.
         let body = "{\"message\":\"x\"}";
-        let request = format!("POST /api/conversation HTTP/1.1\r\nhost: localhost\r\nx-user-id: ann\r\ncontent-type: application/json\r\ncontent-length: {}\r\n\r\n{body}", body.len());
+        let request = format!(
+            "POST /api/conversation HTTP/1.1\r\nhost: localhost\r\nx-user-id: ann\r\ncontent-type: application/json\r\ncontent-length: {}\r\n\r\n{body}",
+            body.len()
+        );
         let mut stream = tokio::net::TcpStream::connect(server.address).await.unwrap();
         tokio::io::AsyncWriteExt::write_all(&mut stream, request.as_bytes()).await.unwrap();
     }

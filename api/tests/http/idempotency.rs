@@ -19,7 +19,10 @@ async fn a_repeat_is_answered_with_the_first_run() {
     let first = keyed(&server, "ann", "k", r#"{"message":"x","agent":"echo","metadata":{"a":"1","b":"2"}}"#).await;
     assert_eq!((first.status, first.header("idempotency-replayed")), (202, ""));
     // The same request, written differently.
-    for body in [r#"{"message":"x","agent":"echo","metadata":{"a":"1","b":"2"}}"#, "{ \"metadata\":{\"b\":\"2\", \"\\u0061\":\"1\"},\n\"agent\":\"echo\",\"message\":\"x\",\"timeoutSeconds\":null}"] {
+    for body in [
+        r#"{"message":"x","agent":"echo","metadata":{"a":"1","b":"2"}}"#,
+        "{ \"metadata\":{\"b\":\"2\", \"\\u0061\":\"1\"},\n\"agent\":\"echo\",\"message\":\"x\",\"timeoutSeconds\":null}",
+    ] {
         let again = keyed(&server, "ann", "k", body).await;
         assert_eq!((again.status, again.header("idempotency-replayed")), (202, "true"), "{}", again.text);
         assert_eq!(again.header("location"), first.header("location"));
@@ -30,7 +33,8 @@ async fn a_repeat_is_answered_with_the_first_run() {
     let id = first.json()["id"].as_str().unwrap().parse().unwrap();
     let lease = server.claim(&id).await;
     server.finish(&lease).await;
-    let request = server.request("POST", "ann", "/api/conversation?wait=30").header("content-type", "application/json").header("idempotency-key", "k");
+    let request =
+        server.request("POST", "ann", "/api/conversation?wait=30").header("content-type", "application/json").header("idempotency-key", "k");
     let ended = answer(request.body(r#"{"message":"x","agent":"echo","metadata":{"a":"1","b":"2"}}"#)).await;
     assert_eq!((ended.status, ended.header("idempotency-replayed"), &ended.json()["status"]), (200, "true", &json!("completed")));
 }
@@ -39,7 +43,13 @@ async fn a_repeat_is_answered_with_the_first_run() {
 async fn another_body_is_refused_and_another_user_is_another_matter() {
     let server = server().await;
     let first = keyed(&server, "ann", "k", r#"{"message":"x"}"#).await.json();
-    for body in [r#"{"message":"y"}"#, r#"{"message":"x "}"#, r#"{"message":"x","agent":"echo"}"#, r#"{"message":"x","metadata":{"a":"b"}}"#, r#"{"message":"x","queueTtlSeconds":5}"#] {
+    for body in [
+        r#"{"message":"y"}"#,
+        r#"{"message":"x "}"#,
+        r#"{"message":"x","agent":"echo"}"#,
+        r#"{"message":"x","metadata":{"a":"b"}}"#,
+        r#"{"message":"x","queueTtlSeconds":5}"#,
+    ] {
         keyed(&server, "ann", "k", body).await.refused(422, "idempotency_key_reused", Some("Idempotency-Key"));
     }
     let theirs = keyed(&server, "bob", "k", r#"{"message":"y"}"#).await;
@@ -85,7 +95,9 @@ async fn keys_that_are_no_keys_are_refused_by_name() {
     let server = server().await;
     let (longest, huge) = ("x".repeat(255), "x".repeat(10 << 10));
     for key in ["", " ", "a b", "ü", "a\tb", &format!("{longest}x"), &huge] {
-        let request = server.submission("ann", &json!({"message": "x"})).header("idempotency-key", reqwest::header::HeaderValue::from_bytes(key.as_bytes()).unwrap());
+        let request = server
+            .submission("ann", &json!({"message": "x"}))
+            .header("idempotency-key", reqwest::header::HeaderValue::from_bytes(key.as_bytes()).unwrap());
         answer(request).await.refused(400, "invalid_header", Some("Idempotency-Key"));
     }
     let twice = server.submission("ann", &json!({"message": "x"})).header("idempotency-key", "a").header("idempotency-key", "a");

@@ -81,9 +81,24 @@ async fn what_belongs_to_another_answers_as_if_it_were_not_there() {
 async fn what_is_no_id_is_not_there() {
     let server = server().await;
     let run = server.accepted_in("ann", Some("Chat")).await;
-    let other_case: String = run.as_str().chars().map(|c| if c.is_ascii_lowercase() { c.to_ascii_uppercase() } else { c.to_ascii_lowercase() }).collect();
+    let other_case: String =
+        run.as_str().chars().map(|c| if c.is_ascii_lowercase() { c.to_ascii_uppercase() } else { c.to_ascii_lowercase() }).collect();
     let long = "x".repeat(5000);
-    for id in ["..", "%2e%2e%2f%2e%2e%2fetc%2fpasswd", "%00", "%ff%fe", "run_%00", "run_", "*", "'%20OR%201=1", "__x__", "%F0%9F%98%80", &long, &other_case, &format!("{run}%20")] {
+    for id in [
+        "..",
+        "%2e%2e%2f%2e%2e%2fetc%2fpasswd",
+        "%00",
+        "%ff%fe",
+        "run_%00",
+        "run_",
+        "*",
+        "'%20OR%201=1",
+        "__x__",
+        "%F0%9F%98%80",
+        &long,
+        &other_case,
+        &format!("{run}%20"),
+    ] {
         for path in [format!("/api/runs/{id}"), format!("/api/runs/{id}/events"), format!("/api/conversations/{id}/runs")] {
             let answered = server.get("ann", &path).await;
             assert_eq!(answered.status, 404, "{path:.80}: {}", answered.text);
@@ -98,7 +113,24 @@ async fn what_is_no_id_is_not_there() {
 #[tokio::test]
 async fn routes_that_are_not_there_say_so_in_the_same_shape() {
     let server = server().await;
-    for path in ["/api", "/api/", "/api/runs", "/api/conversation/", "/admin", "/debug/pprof", "/.env", "/api/batches", "/api/admin/workers", "/web/", "/web/../Cargo.toml", "/web/%2e%2e/Cargo.toml", "/web/package.json", "/docs/%2e%2e/x", "//", "/API/agents"] {
+    for path in [
+        "/api",
+        "/api/",
+        "/api/runs",
+        "/api/conversation/",
+        "/admin",
+        "/debug/pprof",
+        "/.env",
+        "/api/batches",
+        "/api/admin/workers",
+        "/web/",
+        "/web/../Cargo.toml",
+        "/web/%2e%2e/Cargo.toml",
+        "/web/package.json",
+        "/docs/%2e%2e/x",
+        "//",
+        "/API/agents",
+    ] {
         let answered = server.get("ann", path).await;
         assert_eq!(answered.status, 404, "{path}: {}", answered.text);
         answered.refused(404, "not_found", None);

@@ -23,33 +23,36 @@ use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
 /// No test waits longer for anything.
-pub const PATIENCE: Duration = Duration::from_secs(30);
-pub const SECRET: &str = "sk-very-secret";
+pub(crate) const PATIENCE: Duration = Duration::from_secs(30);
+pub(crate) const SECRET: &str = "sk-very-secret";
 
-pub struct Server {
-    pub address: SocketAddr,
-    pub store: Arc<dyn Store>,
-    pub queue: Arc<dyn Queue>,
-    pub clock: Arc<ManualClock>,
-    pub drain: CancellationToken,
-    pub stop: CancellationToken,
-    pub serving: Option<JoinHandle<std::io::Result<()>>>,
-    pub client: reqwest::Client,
+pub(crate) struct Server {
+    pub(crate) address: SocketAddr,
+    pub(crate) store: Arc<dyn Store>,
+    pub(crate) queue: Arc<dyn Queue>,
+    pub(crate) clock: Arc<ManualClock>,
+    /// What the handlers know of the drain.
+    pub(crate) drain: CancellationToken,
+    /// What the listener knows of it: apart, so that a test can look at one without the other.
+    pub(crate) closing: CancellationToken,
+    pub(crate) stop: CancellationToken,
+    pub(crate) serving: Option<JoinHandle<std::io::Result<()>>>,
+    pub(crate) client: reqwest::Client,
     folder: tempfile::TempDir,
 }
 
 /// What a test changes before the server starts.
-pub struct Setup {
-    pub config: Config,
-    pub checks: Vec<Check>,
-    pub loopback_hosts_only: bool,
+pub(crate) struct Setup {
+    pub(crate) config: Config,
+    pub(crate) checks: Vec<Check>,
+    pub(crate) loopback_hosts_only: bool,
 }
 
-pub async fn server() -> Server {
+pub(crate) async fn server() -> Server {
     server_with(|_| {}).await
 }
 
-pub async fn server_with(change: impl FnOnce(&mut Setup)) -> Server {
+pub(crate) async fn server_with(change: impl FnOnce(&mut Setup)) -> Server {
     let folder = tempfile::tempdir().unwrap();
     let file = folder.path().join("quayside.toml");
     let agents = format!(
@@ -71,7 +74,7 @@ pub async fn server_with(change: impl FnOnce(&mut Setup)) -> Server {
     };
     let store: Arc<dyn Store> = Arc::new(SqliteStore::open(database.clone(), clock.clone(), options).await.unwrap());
     let queue: Arc<dyn Queue> = Arc::new(SqliteQueue::open(database).await.unwrap());
-    let (drain, stop) = (CancellationToken::new(), CancellationToken::new());
+    let (drain, closing, stop) = (CancellationToken::new(), CancellationToken::new(), CancellationToken::new());
     let deps = Deps {
         store: store.clone(),
         queue: queue.clone(),
@@ -84,31 +87,31 @@ pub async fn server_with(change: impl FnOnce(&mut Setup)) -> Server {
     };
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
-    let serving = tokio::spawn(quayside_api::serve(listener, quayside_api::router(deps), drain.clone(), stop.clone()));
+    let serving = tokio::spawn(quayside_api::serve(listener, quayside_api::router(deps), closing.clone(), stop.clone()));
     let client = reqwest::Client::builder().timeout(PATIENCE).redirect(reqwest::redirect::Policy::none()).build().unwrap();
-    Server { address, store, queue, clock, drain, stop, serving: Some(serving), client, folder }
+    Server { address, store, queue, clock, drain, closing, stop, serving: Some(serving), client, folder }
 }
 
 /// An answer, read to its end.
 #[derive(Debug)]
-pub struct Answer {
-    pub status: u16,
-    pub headers: reqwest::header::HeaderMap,
-    pub text: String,
+pub(crate) struct Answer {
+    pub(crate) status: u16,
+    pub(crate) headers: reqwest::header::HeaderMap,
+    pub(crate) text: String,
 }
 
 impl Answer {
-    pub fn json(&self) -> Value {
+    pub(crate) fn json(&self) -> Value {
         serde_json::from_str(&self.text).unwrap_or_else(|error| panic!("{error}: {}", self.text))
     }
 
-    pub fn header(&self, name: &str) -> &str {
+    pub(crate) fn header(&self, name: &str) -> &str {
         self.headers.get(name).map_or("", |value| value.to_str().unwrap())
     }
 
     /// Checks that this is a refusal in the one shape, and that it keeps our insides to itself.
     #[track_caller]
-    pub fn refused(&self, status: u16, code: &str, field: Option<&str>) {
+    pub(crate) fn refused(&self, status: u16, code: &str, field: Option<&str>) {
         let problem = self.json();
         assert_eq!((self.status, problem["code"].as_str()), (status, Some(code)), "{}", self.text);
         assert_eq!(self.header("content-type"), "application/problem+json");
@@ -123,71 +126,71 @@ impl Answer {
 }
 
 impl Server {
-    pub fn url(&self, path: &str) -> String {
+    pub(crate) fn url(&self, path: &str) -> String {
         format!("http://{}{path}", self.address)
     }
 
-    pub fn request(&self, method: &str, user: &str, path: &str) -> reqwest::RequestBuilder {
+    pub(crate) fn request(&self, method: &str, user: &str, path: &str) -> reqwest::RequestBuilder {
         self.client.request(method.parse().unwrap(), self.url(path)).header("x-user-id", user)
     }
 
-    pub async fn get(&self, user: &str, path: &str) -> Answer {
+    pub(crate) async fn get(&self, user: &str, path: &str) -> Answer {
         answer(self.request("GET", user, path)).await
     }
 
-    pub async fn post(&self, user: &str, path: &str) -> Answer {
+    pub(crate) async fn post(&self, user: &str, path: &str) -> Answer {
         answer(self.request("POST", user, path)).await
     }
 
-    pub async fn submit(&self, user: &str, body: &Value) -> Answer {
+    pub(crate) async fn submit(&self, user: &str, body: &Value) -> Answer {
         answer(self.submission(user, body)).await
     }
 
-    pub fn submission(&self, user: &str, body: &Value) -> reqwest::RequestBuilder {
+    pub(crate) fn submission(&self, user: &str, body: &Value) -> reqwest::RequestBuilder {
         self.request("POST", user, "/api/conversation").header("content-type", "application/json").body(body.to_string())
     }
 
     /// A run of `user` that was accepted.
-    pub async fn accepted(&self, user: &str) -> RunId {
+    pub(crate) async fn accepted(&self, user: &str) -> RunId {
         self.accepted_in(user, None).await
     }
 
-    pub async fn accepted_in(&self, user: &str, conversation: Option<&str>) -> RunId {
+    pub(crate) async fn accepted_in(&self, user: &str, conversation: Option<&str>) -> RunId {
         let answer = self.submit(user, &json!({"message": "hello", "conversationId": conversation})).await;
         assert_eq!(answer.status, 202, "{}", answer.text);
         answer.json()["id"].as_str().unwrap().parse().unwrap()
     }
 
     /// Takes the run as a worker would.
-    pub async fn claim(&self, id: &RunId) -> Lease {
+    pub(crate) async fn claim(&self, id: &RunId) -> Lease {
         match self.store.claim(id, &WorkerId::random(), Duration::from_secs(30)).await.unwrap() {
             Claim::Claimed(lease, _) => lease,
             other => panic!("not claimed: {other:?}"),
         }
     }
 
-    pub async fn append(&self, lease: &Lease, text: &str) {
+    pub(crate) async fn append(&self, lease: &Lease, text: &str) {
         self.store.append(lease, text).await.unwrap().unwrap();
     }
 
-    pub async fn finish(&self, lease: &Lease) {
+    pub(crate) async fn finish(&self, lease: &Lease) {
         self.end(lease, AttemptOutcome::Finished).await;
     }
 
-    pub async fn end(&self, lease: &Lease, outcome: AttemptOutcome) {
+    pub(crate) async fn end(&self, lease: &Lease, outcome: AttemptOutcome) {
         let usage = Usage { wall_millis: Some(12), ..Usage::default() };
         let finished = Finished { outcome, error: None, exit_code: Some(0), truncated: false, usage };
         self.store.finish(lease, finished, None).await.unwrap().unwrap();
     }
 
     /// How many runs are stored.
-    pub async fn stored(&self) -> u64 {
+    pub(crate) async fn stored(&self) -> u64 {
         let depth = self.store.depth().await.unwrap();
         depth.queued + depth.leased
     }
 
     /// Sends bytes as they are and reads until the server closes.
-    pub async fn raw(&self, bytes: &[u8]) -> String {
+    pub(crate) async fn raw(&self, bytes: &[u8]) -> String {
         let mut stream = TcpStream::connect(self.address).await.unwrap();
         // The server may answer and close before it has taken everything.
         let _ = stream.write_all(bytes).await;
@@ -204,14 +207,14 @@ impl Drop for Server {
     }
 }
 
-pub async fn answer(request: reqwest::RequestBuilder) -> Answer {
+pub(crate) async fn answer(request: reqwest::RequestBuilder) -> Answer {
     let response = request.send().await.unwrap();
     let (status, headers) = (response.status().as_u16(), response.headers().clone());
     Answer { status, headers, text: response.text().await.unwrap() }
 }
 
 /// Waits until `condition` holds.
-pub async fn until<F: Future<Output = bool>>(what: &str, condition: impl Fn() -> F) {
+pub(crate) async fn until<F: Future<Output = bool>>(what: &str, condition: impl Fn() -> F) {
     let holds = async {
         while !condition().await {
             tokio::time::sleep(Duration::from_millis(5)).await;

@@ -79,32 +79,20 @@ async fn a_preference_may_be_ignored_but_a_parameter_is_checked() {
 }
 
 #[tokio::test]
-async fn draining_ends_waits_and_streams_and_refuses_what_is_new() {
+async fn draining_ends_waits_and_streams_and_then_the_server() {
     let mut server = server().await;
+    let address = server.address;
     let id = server.accepted("ann").await;
     let path = format!("/api/runs/{id}");
     let wait = tokio::spawn(answer(server.request("GET", "ann", &path).header("prefer", "wait=60")));
     let mut stream = server.request("GET", "ann", &format!("{path}/events")).send().await.unwrap();
     assert!(stream.chunk().await.unwrap().is_some());
-    // A connection that is open already when the drain begins still gets an answer.
-    let address = server.address;
-    let mut open = tokio::net::TcpStream::connect(address).await.unwrap();
-    let body = r#"{"message":"x"}"#;
-    let head = format!("POST /api/conversation HTTP/1.1\r\nhost: localhost\r\nx-user-id: ann\r\ncontent-type: application/json\r\ncontent-length: {}\r\n\r\n", body.len());
-    tokio::io::AsyncWriteExt::write_all(&mut open, head.as_bytes()).await.unwrap();
-    let ready = server.client.get(server.url("/readyz")).send().await.unwrap();
-    assert_eq!(ready.status(), 200);
-
     server.drain.cancel();
+    server.closing.cancel();
     let answered = tokio::time::timeout(Duration::from_secs(5), wait).await.expect("the wait ends at once").unwrap();
     assert_eq!((answered.status, &answered.json()["status"]), (200, &json!("queued")));
     let rest = tokio::time::timeout(Duration::from_secs(5), stream.text()).await.expect("the stream ends at once").unwrap();
     assert!(!rest.contains("event: result"), "{rest}");
-    // This one had begun before the drain: it is accepted, or told to come again, but never dropped half done.
-    tokio::io::AsyncWriteExt::write_all(&mut open, body.as_bytes()).await.unwrap();
-    let mut text = String::new();
-    tokio::io::AsyncReadExt::read_to_string(&mut open, &mut text).await.unwrap();
-    assert!(text.starts_with("HTTP/1.1 202") || text.starts_with("HTTP/1.1 503"), "{text}");
     let serving = server.serving.take().unwrap();
     tokio::time::timeout(Duration::from_secs(5), serving).await.expect("the server ends").unwrap().unwrap();
     until("the port is closed", || async { tokio::net::TcpStream::connect(address).await.is_err() }).await;
@@ -114,19 +102,16 @@ async fn draining_ends_waits_and_streams_and_refuses_what_is_new() {
 async fn a_draining_server_says_when_to_come_again() {
     let server = server().await;
     let id = server.accepted("ann").await;
-    // Kept open across the drain: new connections are not taken any more.
-    let mut kept = tokio::net::TcpStream::connect(server.address).await.unwrap();
-    let body = r#"{"message":"x"}"#;
-    let request = format!("POST /api/conversation HTTP/1.1\r\nhost: localhost\r\nx-user-id: ann\r\ncontent-type: application/json\r\ncontent-length: {}\r\n\r\n{body}", body.len());
-    let (first, rest) = request.split_at(20);
-    tokio::io::AsyncWriteExt::write_all(&mut kept, first.as_bytes()).await.unwrap();
-    // The server has read the beginning: its own answers come in order.
-    assert_eq!(server.get("ann", &format!("/api/runs/{id}")).await.status, 200);
+    // The listener still answers, as it does for connections that were open before.
     server.drain.cancel();
-    tokio::io::AsyncWriteExt::write_all(&mut kept, rest.as_bytes()).await.unwrap();
-    let mut text = String::new();
-    let _ = tokio::io::AsyncReadExt::read_to_string(&mut kept, &mut text).await;
-    // An idle connection is closed by the drain; one that had begun is told.
-    assert!(text.is_empty() || (text.starts_with("HTTP/1.1 503") && text.contains("retry-after: ") && text.contains("overloaded")), "{text}");
+    for (path, method) in [("/api/conversation".to_owned(), "POST"), (format!("/api/runs/{id}/events"), "GET")] {
+        let request = server.request(method, "ann", &path).header("content-type", "application/json").body(r#"{"message":"x"}"#);
+        let refused = answer(request).await;
+        refused.refused(503, "overloaded", None);
+        assert!(refused.header("retry-after").parse::<u64>().unwrap() > 0);
+    }
     assert_eq!(server.stored().await, 1);
+    // What is there can still be read and cancelled.
+    assert_eq!(server.get("ann", &format!("/api/runs/{id}?wait=60")).await.json()["status"], "queued");
+    assert_eq!(server.post("ann", &format!("/api/runs/{id}/cancel")).await.json()["status"], "cancelled");
 }

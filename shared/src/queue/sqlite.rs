@@ -103,11 +103,11 @@ impl Queue for SqliteQueue {
             move |db| {
                 let mut insert = db.prepare_cached("INSERT INTO messages (run_id, trace) VALUES (?1, ?2)")?;
                 fresh
-                    .into_iter()
+                    .iter()
                     .map(|message| {
                         let trace =
                             serde_json::to_string(&message.trace).map_err(|error| rusqlite::Error::ToSqlConversionFailure(Box::new(error)))?;
-                        Ok((insert.insert(params![message.run_id.as_str(), trace])?, message))
+                        Ok((insert.insert(params![message.run_id.as_str(), trace])?, message.clone()))
                     })
                     .collect::<rusqlite::Result<Vec<_>>>()
             },

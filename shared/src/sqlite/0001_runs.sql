@@ -42,11 +42,16 @@ CREATE UNIQUE INDEX runs_id ON runs (id);
 CREATE INDEX runs_of_conversation ON runs (conversation, ordinal);
 CREATE INDEX runs_active_of_conversation ON runs (conversation, ordinal) WHERE status IN ('queued', 'in_progress', 'cancelling');
 CREATE INDEX runs_active_of_user ON runs (user_id, status) WHERE status IN ('queued', 'in_progress', 'cancelling');
-CREATE INDEX runs_queued ON runs (published_at) WHERE status = 'queued';
+CREATE INDEX runs_queued ON runs (status) WHERE status = 'queued';
+CREATE INDEX runs_published ON runs (published_at) WHERE status = 'queued';
 CREATE INDEX runs_start_by ON runs (start_by) WHERE start_by IS NOT NULL AND status = 'queued';
 CREATE INDEX runs_not_before ON runs (not_before) WHERE not_before IS NOT NULL AND status = 'queued';
 CREATE INDEX runs_leased ON runs (lease_expires_at) WHERE lease_expires_at IS NOT NULL;
 CREATE INDEX runs_expire ON runs (expire_at) WHERE expire_at IS NOT NULL;
+
+-- How many runs wait. Counting them would cost every submission the length of the line.
+CREATE TABLE queue_length (queued INTEGER NOT NULL) STRICT;
+INSERT INTO queue_length VALUES (0);
 
 CREATE TABLE deltas (
     run             INTEGER NOT NULL REFERENCES runs (pk) ON DELETE CASCADE,

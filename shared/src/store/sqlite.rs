@@ -96,7 +96,7 @@ impl Store for SqliteStore {
     async fn submit(&self, new: NewRun) -> Result<Submitted, SubmitError> {
         let (context, hub) = (self.context(), Arc::clone(&self.hub));
         let written = self.database.write(
-            move |db| submit::submit(db, new, &context),
+            move |db| submit::submit(db, &new, &context),
             move |outcome| {
                 if let Ok(accepted) = outcome {
                     Self::signal(&hub, &accepted.cancelled);
@@ -172,7 +172,7 @@ impl Store for SqliteStore {
     async fn finish(&self, lease: &Lease, finished: Finished, text: Option<String>) -> Result<Fenced<Changed>> {
         let (lease, context, hub) = (lease.clone(), self.context(), Arc::clone(&self.hub));
         let written = self.database.write(
-            move |db| change::finish(db, &lease, finished, text, &context),
+            move |db| change::finish(db, &lease, &finished, text.as_deref(), &context),
             move |changed| Self::signal(&hub, changed.iter().map(|changed| &changed.run)),
         );
         written.await

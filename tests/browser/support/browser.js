@@ -86,6 +86,11 @@ export class Quayside {
     return this.reply(run).evaluate((node) => node.textContent);
   }
 
+  /** Waits until the list shows so many conversations. */
+  async listed(count) {
+    await this.page.waitForFunction((n) => document.querySelectorAll("#conversations li").length === n, count);
+  }
+
   userId() {
     return this.page.evaluate(() => localStorage.getItem("quayside.userId"));
   }

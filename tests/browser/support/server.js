@@ -83,9 +83,12 @@ export async function startServer({ agents = { python: "" }, runningPerUser = 2,
   /** Drains the server. Fails when it does not end well, or had ended by itself before. */
   async function stop() {
     child.kill("SIGTERM");
-    const { code, signal } = await within(DRAIN_MS, "the server did not drain", (found) => exited.then(found));
-    if (code !== 0) throw new Error(`the server ended with ${code ?? signal}\n${output.slice(-20).join("\n")}`);
-    await rm(folder, { recursive: true, force: true });
+    try {
+      const { code, signal } = await within(DRAIN_MS, "the server did not drain", (found) => exited.then(found));
+      if (code !== 0) throw new Error(`the server ended with ${code ?? signal}\n${output.slice(-20).join("\n")}`);
+    } finally {
+      await rm(folder, { recursive: true, force: true });
+    }
   }
 
   async function within(milliseconds, what, body) {

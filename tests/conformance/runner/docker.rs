@@ -140,6 +140,7 @@ print(json.dumps({
     "root": "ro" in mounts["/"][1],
     "tmp": {path: [mounts[path][0], *sorted(o for o in mounts[path][1] if o.startswith(("size", "nr_inodes", "nosuid", "nodev")))]
             for path in ("/tmp", "/dev/shm", "/workspace")},
+    "writable": [path for path in ("/tmp", "/dev/shm", "/workspace") if open(path + "/file", "w").write("x") == 1],
     "mqueue": "ro" in mounts["/dev/mqueue"][1],
     "limits": {name: resource.getrlimit(getattr(resource, "RLIMIT_" + name)) for name in ("NOFILE", "CORE", "FSIZE", "MSGQUEUE")
                if hasattr(resource, "RLIMIT_" + name)},
@@ -161,6 +162,7 @@ print(json.dumps({
         assert_eq!(seen["tmp"]["/tmp"], tmpfs(4096, 32 << 10));
         assert_eq!(seen["tmp"]["/dev/shm"], tmpfs(1024, 16 << 10));
         assert_eq!(seen["tmp"]["/workspace"], tmpfs(8192, 64 << 10));
+        assert_eq!(seen["writable"], serde_json::json!(["/tmp", "/dev/shm", "/workspace"]));
         assert_eq!(seen["limits"]["NOFILE"], serde_json::json!([1024, 1024]));
         assert_eq!(seen["limits"]["CORE"], serde_json::json!([0, 0]));
         assert_eq!(seen["limits"]["FSIZE"], serde_json::json!([64 << 20, 64 << 20]));

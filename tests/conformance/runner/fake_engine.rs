@@ -129,6 +129,34 @@ async fn the_engines_failures_are_told_from_refusals() {
 }
 
 #[tokio::test]
+async fn an_image_is_fetched_once_and_only_from_a_registry_it_names() {
+    use std::sync::{Arc, Mutex};
+    for (image, fetched) in [("registry.example.org/team/agent", 1), ("registry.example.org/team/agent:7", 1), ("team/agent:7", 0), ("agent", 0)] {
+        let fetches = Arc::new(Mutex::new(Vec::new()));
+        let seen = fetches.clone();
+        let host = engine(move |request| {
+            Some(if request.contains("/version") {
+                (200, version("1.41"))
+            } else if request.contains("/images/create") {
+                seen.lock().unwrap().push(request.to_owned());
+                (200, r#"{"status":"Downloaded"}"#.to_owned())
+            } else {
+                (404, r#"{"message":"No such image"}"#.to_owned())
+            })
+        })
+        .await;
+        let mut spec = spec();
+        spec.agent.image = image.to_owned();
+        let fault = runner(&host).launch(&spec).await.unwrap_err();
+        assert_eq!(fault.kind(), FaultKind::ImageUnavailable, "{fault}");
+        assert!(fault.to_string().contains(image), "{fault}");
+        let fetches = fetches.lock().unwrap();
+        assert_eq!(fetches.len(), fetched, "{image}: {fetches:?}");
+        assert!(fetches.iter().all(|request| request.contains("%3A7") || request.contains("%3Alatest")), "every tag was asked for: {fetches:?}");
+    }
+}
+
+#[tokio::test]
 async fn an_engine_that_weakens_a_setting_starts_nothing() {
     use std::sync::atomic::{AtomicUsize, Ordering};
     static STARTED: AtomicUsize = AtomicUsize::new(0);

@@ -70,12 +70,12 @@ pub(super) fn append(db: &Connection, lease: &Lease, text: &str) -> rusqlite::Re
 pub(super) fn finish(
     db: &Connection,
     lease: &Lease,
-    finished: Finished,
-    text: Option<String>,
+    finished: &Finished,
+    text: Option<&str>,
     context: &Context,
 ) -> rusqlite::Result<Fenced<Changed>> {
     let Some(mut found) = load(db, &lease.run_id)? else { return Ok(Err(LeaseLost)) };
-    if state::finish(&mut found.run, lease.epoch, finished, context.now).is_err() {
+    if state::finish(&mut found.run, lease.epoch, finished.clone(), context.now).is_err() {
         return Ok(Err(LeaseLost));
     }
     if let Some(text) = text {

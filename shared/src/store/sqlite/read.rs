@@ -3,11 +3,11 @@
 use rusqlite::{Connection, OptionalExtension, Row, params};
 
 use super::Context;
-use super::rows::{Stored, has_active_predecessor, load, running_of_user, text};
+use super::rows::{Stored, has_active_predecessor, load, queue_length, running_of_user, text};
 use crate::clock::Timestamp;
 use crate::ids::{ConversationId, RunId, UserId};
 use crate::run::{Run, RunEvent, RunEventKind, Status, Waiting, WaitingReason};
-use crate::store::{BadCursor, Conversation, Depth, Events, Page, Turn};
+use crate::store::{BadCursor, Conversation, Depth, Events, POSITION_MAX, Page, Turn};
 
 /// A page of runs ends early when it holds this many bytes of replies.
 const PAGE_BYTES: usize = 4 << 20;
@@ -43,23 +43,24 @@ fn reply(db: &Connection, pk: i64) -> rusqlite::Result<String> {
 }
 
 pub(super) fn waiting(db: &Connection, id: &RunId, context: &Context) -> rusqlite::Result<Option<Waiting>> {
-    let Some(Stored { pk, conversation, ordinal, run }) = load(db, id)? else { return Ok(None) };
+    let Some(Stored { pk, conversation, ordinal, run, .. }) = load(db, id)? else { return Ok(None) };
     if run.status != Status::Queued {
         return Ok(None);
     }
-    let count =
-        |query: &str, params: &[&dyn rusqlite::ToSql]| -> rusqlite::Result<u64> { db.prepare_cached(query)?.query_row(params, |row| row.get(0)) };
+    let count = |condition: &str, params: &[&dyn rusqlite::ToSql]| -> rusqlite::Result<u64> {
+        let query = format!("SELECT count(*) FROM (SELECT 1 FROM runs WHERE status = 'queued' AND {condition} LIMIT {})", POSITION_MAX - 1);
+        db.prepare_cached(&query)?.query_row(params, |row| row.get(0))
+    };
     let (reason, before) = if run.not_before.is_some_and(|at| at > context.now) {
         (if run.attempts.is_empty() { WaitingReason::Scheduled } else { WaitingReason::Retrying }, 0)
     } else if has_active_predecessor(db, conversation, ordinal)? {
-        let queued = "SELECT count(*) FROM runs WHERE conversation = ?1 AND ordinal < ?2 AND status = 'queued' AND status IN ('queued', 'in_progress', 'cancelling')";
-        (WaitingReason::ConversationBusy, count(queued, &[&conversation, &ordinal])?)
+        let earlier = "conversation = ?1 AND ordinal < ?2 AND status IN ('queued', 'in_progress', 'cancelling')";
+        (WaitingReason::ConversationBusy, count(earlier, &[&conversation, &ordinal])?)
     } else if running_of_user(db, &run.user_id)? >= context.options.running_per_user {
-        let queued =
-            "SELECT count(*) FROM runs WHERE user_id = ?1 AND pk < ?2 AND status = 'queued' AND status IN ('queued', 'in_progress', 'cancelling')";
-        (WaitingReason::UserQuota, count(queued, &[&run.user_id.as_str(), &pk])?)
+        let earlier = "user_id = ?1 AND pk < ?2 AND status IN ('queued', 'in_progress', 'cancelling')";
+        (WaitingReason::UserQuota, count(earlier, &[&run.user_id.as_str(), &pk])?)
     } else {
-        (WaitingReason::NoCapacity, count("SELECT count(*) FROM runs WHERE status = 'queued' AND pk < ?1", &[&pk])?)
+        (WaitingReason::NoCapacity, count("pk < ?1", &[&pk])?)
     };
     Ok(Some(Waiting { reason, position: before + 1 }))
 }
@@ -200,7 +201,7 @@ pub(super) fn conversation_runs(
 }
 
 pub(super) fn depth(db: &Connection) -> rusqlite::Result<Depth> {
-    let queued = db.prepare_cached("SELECT count(*) FROM runs WHERE status = 'queued'")?.query_row([], |row| row.get(0))?;
+    let queued = queue_length(db)?;
     let leased = db.prepare_cached("SELECT count(*) FROM runs WHERE lease_expires_at IS NOT NULL")?.query_row([], |row| row.get(0))?;
     let oldest: Option<String> =
         db.prepare_cached("SELECT doc FROM runs WHERE status = 'queued' ORDER BY pk LIMIT 1")?.query_row([], |row| row.get(0)).optional()?;

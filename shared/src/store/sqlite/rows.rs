@@ -13,6 +13,8 @@ pub(super) struct Stored {
     pub(super) pk: i64,
     pub(super) conversation: i64,
     pub(super) ordinal: i64,
+    /// The status in the file, which `run` may have left since.
+    pub(super) status: Status,
     pub(super) run: Run,
 }
 
@@ -26,7 +28,7 @@ pub(super) fn stored(row: &Row<'_>) -> rusqlite::Result<Stored> {
         lease.expires_at = Timestamp::from_millis(expires_at);
     }
     run.message = text(row, 6)?;
-    Ok(Stored { pk: row.get(0)?, conversation: row.get(1)?, ordinal: row.get(2)?, run })
+    Ok(Stored { pk: row.get(0)?, conversation: row.get(1)?, ordinal: row.get(2)?, status: run.status, run })
 }
 
 /// Text that may hold NUL is kept as a blob: SQLite's own text functions stop at NUL.
@@ -50,6 +52,12 @@ pub(super) fn save(db: &Connection, stored: &mut Stored, context: &Context) -> r
         run.expire_at = Some(context.now + context.options.retention);
     }
     let doc = document(run)?;
+    match (stored.status == Status::Queued, run.status == Status::Queued) {
+        (true, false) => lengthen_queue(db, -1)?,
+        (false, true) => lengthen_queue(db, 1)?,
+        _ => {}
+    }
+    stored.status = run.status;
     db.prepare_cached(
         "UPDATE runs SET status = ?2, rolled_back = ?3, not_before = ?4, lease_expires_at = ?5, expire_at = ?6,
                 sequence_number = ?7, doc = ?8 WHERE pk = ?1",
@@ -83,19 +91,33 @@ pub(super) fn has_active_predecessor(db: &Connection, conversation: i64, ordinal
     .query_row([conversation, ordinal], |row| row.get(0))
 }
 
-/// The user's runs with one of `statuses`, which must be active ones.
-pub(super) fn count_of_user(db: &Connection, user: &UserId, statuses: &[Status]) -> rusqlite::Result<u32> {
-    let mut count = 0;
-    let mut statement =
-        db.prepare_cached("SELECT count(*) FROM runs WHERE user_id = ?1 AND status = ?2 AND status IN ('queued', 'in_progress', 'cancelling')")?;
-    for status in statuses {
-        count += statement.query_row(params![user.as_str(), status.as_str()], |row| row.get::<_, u32>(0))?;
-    }
-    Ok(count)
+/// How many unfinished runs a user has.
+pub(super) struct Active {
+    pub(super) queued: u32,
+    pub(super) running: u32,
+}
+
+/// The statuses are literals on purpose, here and everywhere: a bound one that decides whether a partial index applies
+/// makes SQLite plan the statement anew each time.
+pub(super) fn active_of_user(db: &Connection, user: &UserId) -> rusqlite::Result<Active> {
+    db.prepare_cached(
+        "SELECT count(*) FILTER (WHERE status = 'queued'), count(*) FILTER (WHERE status <> 'queued') FROM runs
+          WHERE user_id = ?1 AND status IN ('queued', 'in_progress', 'cancelling')",
+    )?
+    .query_row([user.as_str()], |row| Ok(Active { queued: row.get(0)?, running: row.get(1)? }))
 }
 
 pub(super) fn running_of_user(db: &Connection, user: &UserId) -> rusqlite::Result<u32> {
-    count_of_user(db, user, &[Status::InProgress, Status::Cancelling])
+    active_of_user(db, user).map(|active| active.running)
+}
+
+pub(super) fn lengthen_queue(db: &Connection, by: i64) -> rusqlite::Result<()> {
+    db.prepare_cached("UPDATE queue_length SET queued = queued + ?1")?.execute([by]).map(drop)
+}
+
+/// How many runs wait, of all users.
+pub(super) fn queue_length(db: &Connection) -> rusqlite::Result<u64> {
+    db.prepare_cached("SELECT queued FROM queue_length")?.query_row([], |row| row.get(0))
 }
 
 /// The oldest runs of the user that may start now, as many as they have places free.

@@ -6,10 +6,10 @@ use rusqlite::{Connection, OptionalExtension, params};
 
 use super::Context;
 use super::change::cancel_stored;
-use super::rows::{RUN_COLUMNS, Stored, count_of_user, document, running_of_user, startable, stored};
+use super::rows::{RUN_COLUMNS, Stored, active_of_user, document, lengthen_queue, queue_length, startable, stored};
 use crate::clock::Timestamp;
-use crate::run::{Run, Status, StatusChange, Usage, WaitingReason};
-use crate::store::{Idempotency, MultitaskStrategy, NewRun, SubmitError, Submitted};
+use crate::run::{Run, Status, StatusChange, Usage, Waiting, WaitingReason};
+use crate::store::{Idempotency, MultitaskStrategy, NewRun, POSITION_MAX, SubmitError, Submitted};
 
 /// How long a key stands for its run: 24 hours, by the contract.
 const IDEMPOTENCY_TTL: Duration = Duration::from_secs(24 * 3600);
@@ -22,11 +22,12 @@ pub(super) struct Accepted {
 }
 
 /// The outer result is the database's; the inner one says why nothing was accepted.
-pub(super) fn submit(db: &Connection, new: NewRun, context: &Context) -> rusqlite::Result<Result<Accepted, SubmitError>> {
+pub(super) fn submit(db: &Connection, new: &NewRun, context: &Context) -> rusqlite::Result<Result<Accepted, SubmitError>> {
     if let Some(idempotency) = &new.idempotency {
-        match earlier(db, &new, idempotency, context)? {
+        match earlier(db, new, idempotency, context)? {
             Some(Ok(run)) => {
-                let submitted = Submitted { run, replayed: true, wake: Vec::new() };
+                let waiting = super::read::waiting(db, &run.id, context)?;
+                let submitted = Submitted { run, replayed: true, waiting, wake: Vec::new() };
                 return Ok(Ok(Accepted { submitted, cancelled: Vec::new() }));
             }
             Some(Err(error)) => return Ok(Err(error)),
@@ -34,10 +35,11 @@ pub(super) fn submit(db: &Connection, new: NewRun, context: &Context) -> rusqlit
         }
     }
     let limit = context.options.queued_per_user;
-    if count_of_user(db, &new.user_id, &[Status::Queued])? >= limit {
+    let mut of_user = active_of_user(db, &new.user_id)?;
+    if of_user.queued >= limit {
         return Ok(Err(SubmitError::QueueFull { limit }));
     }
-    let conversation = conversation(db, &new)?;
+    let conversation = conversation(db, new)?;
     let active = match conversation {
         Some((pk, _)) => active_runs(db, pk)?,
         None => Vec::new(),
@@ -47,15 +49,17 @@ pub(super) fn submit(db: &Connection, new: NewRun, context: &Context) -> rusqlit
     }
     // From here on nothing refuses the run any more: a refusal must not leave half of it behind.
     let mut busy = !active.is_empty();
+    let mut queued_before = active.iter().filter(|earlier| earlier.run.status == Status::Queued).count();
     let mut cancelled = Vec::new();
     if matches!(new.multitask, MultitaskStrategy::Interrupt | MultitaskStrategy::Rollback) {
-        busy = false;
+        (busy, queued_before) = (false, 0);
         for mut earlier in active {
             earlier.run.rolled_back |= new.multitask == MultitaskStrategy::Rollback;
             cancel_stored(db, &mut earlier, context)?;
             busy |= !earlier.run.status.is_terminal();
             cancelled.push(earlier.run);
         }
+        of_user = active_of_user(db, &new.user_id)?;
     }
     let (conversation, ordinal) = match conversation {
         Some((pk, ordinal)) => {
@@ -66,20 +70,25 @@ pub(super) fn submit(db: &Connection, new: NewRun, context: &Context) -> rusqlit
             ])?;
             (pk, ordinal)
         }
-        None => (create_conversation(db, &new, context)?, 0),
+        None => (create_conversation(db, new, context)?, 0),
     };
-    let at_quota = running_of_user(db, &new.user_id)? >= context.options.running_per_user;
+    let at_quota = of_user.running >= context.options.running_per_user;
     let reason = match (busy, at_quota) {
         (true, _) => WaitingReason::ConversationBusy,
         (false, true) => WaitingReason::UserQuota,
         (false, false) => WaitingReason::NoCapacity,
     };
-    let idempotency = new.idempotency.clone();
     let run = insert(db, new, conversation, ordinal, reason, context)?;
-    if let Some(Idempotency { key, body_hash }) = idempotency {
+    if let Some(Idempotency { key, body_hash }) = &new.idempotency {
         db.prepare_cached("INSERT OR REPLACE INTO idempotency_keys (user_id, key, body_hash, run_id, expires_at) VALUES (?1, ?2, ?3, ?4, ?5)")?
             .execute(params![run.user_id.as_str(), key, body_hash, run.id.as_str(), (context.now + IDEMPOTENCY_TTL).as_millis()])?;
     }
+    let position = match reason {
+        WaitingReason::ConversationBusy => queued_before as u64 + 1,
+        WaitingReason::UserQuota => u64::from(of_user.queued) + 1,
+        _ => queue_length(db)?,
+    };
+    let waiting = Some(Waiting { reason, position: position.min(POSITION_MAX) });
     let wake = if !cancelled.is_empty() {
         // Cancelled runs may have freed the way for others too.
         startable(db, &run.user_id, context)?
@@ -88,7 +97,7 @@ pub(super) fn submit(db: &Connection, new: NewRun, context: &Context) -> rusqlit
     } else {
         Vec::new()
     };
-    Ok(Ok(Accepted { submitted: Submitted { run, replayed: false, wake }, cancelled }))
+    Ok(Ok(Accepted { submitted: Submitted { run, replayed: false, waiting, wake }, cancelled }))
 }
 
 /// The run that the key made before. A key whose run was deleted since, or whose time is over, is free again.
@@ -127,16 +136,16 @@ fn active_runs(db: &Connection, conversation: i64) -> rusqlite::Result<Vec<Store
     .collect()
 }
 
-fn insert(db: &Connection, new: NewRun, conversation: i64, ordinal: i64, reason: WaitingReason, context: &Context) -> rusqlite::Result<Run> {
+fn insert(db: &Connection, new: &NewRun, conversation: i64, ordinal: i64, reason: WaitingReason, context: &Context) -> rusqlite::Result<Run> {
     let now = context.now;
     let mut run = Run {
-        id: new.id,
-        conversation_id: new.conversation_id,
-        user_id: new.user_id,
-        agent: new.agent,
+        id: new.id.clone(),
+        conversation_id: new.conversation_id.clone(),
+        user_id: new.user_id.clone(),
+        agent: new.agent.clone(),
         status: Status::Queued,
         waiting_reason: Some(reason),
-        message: new.message,
+        message: new.message.clone(),
         text: String::new(),
         truncated: false,
         exit_code: None,
@@ -147,7 +156,7 @@ fn insert(db: &Connection, new: NewRun, conversation: i64, ordinal: i64, reason:
         started_at: None,
         finished_at: None,
         expire_at: None,
-        metadata: new.metadata,
+        metadata: new.metadata.clone(),
         sequence_number: 1,
         status_log: vec![StatusChange { sequence_number: 1, status: Status::Queued, waiting_reason: Some(reason) }],
         lease: None,
@@ -172,5 +181,6 @@ fn insert(db: &Connection, new: NewRun, conversation: i64, ordinal: i64, reason:
         doc,
         run.message.as_bytes(),
     ])?;
+    lengthen_queue(db, 1)?;
     Ok(run)
 }

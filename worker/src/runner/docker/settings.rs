@@ -77,15 +77,12 @@ pub(super) fn create_body(spec: &LaunchSpec, uid: u32, instance: &str, runtime: 
             oom_score_adj: Some(500),
             ulimits: Some(vec![ulimit("nofile", 1024), ulimit("core", 0), ulimit("fsize", 64 * MIB), ulimit("msgqueue", 0)]),
             // A size alone does not bound inodes. All of it counts against the memory limit.
-            tmpfs: Some(HashMap::from(
-                [
-                    ("/tmp", "rw,nosuid,nodev,size=32m,nr_inodes=4096,mode=1777"),
-                    ("/dev/shm", "rw,nosuid,nodev,size=16m,nr_inodes=1024,mode=1777"),
-                    ("/dev/mqueue", "ro"),
-                    ("/workspace", "rw,exec,nosuid,nodev,size=64m,nr_inodes=8192,mode=1777"),
-                ]
-                .map(|(path, options)| (path.to_owned(), options.to_owned())),
-            )),
+            tmpfs: Some(HashMap::from([
+                ("/tmp".to_owned(), writable("nr_inodes=4096,size=32m", uid)),
+                ("/dev/shm".to_owned(), writable("nr_inodes=1024,size=16m", uid)),
+                ("/workspace".to_owned(), writable("nr_inodes=8192,size=64m,exec", uid)),
+                ("/dev/mqueue".to_owned(), "ro".to_owned()),
+            ])),
             // Output goes through the attached stream only: a log file would let it fill the host's disk.
             log_config: Some(HostConfigLogConfig { typ: Some("none".to_owned()), config: None }),
             runtime: runtime.map(str::to_owned),
@@ -93,6 +90,12 @@ pub(super) fn create_body(spec: &LaunchSpec, uid: u32, instance: &str, runtime: 
         }),
         ..ContainerCreateBody::default()
     })
+}
+
+/// Options of a folder in memory for the program. It belongs to the program's user: where the image has a folder of that
+/// name, older versions of `runc` give the mount that folder's mode, whatever is asked for.
+fn writable(limits: &str, uid: u32) -> String {
+    format!("rw,nosuid,nodev,{limits},mode=1777,uid={uid},gid={uid}")
 }
 
 fn ulimit(name: &str, value: i64) -> ResourcesUlimits {
