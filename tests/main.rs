@@ -3,6 +3,9 @@
 //! `support` starts the real things, `conformance` holds one suite per port that every adapter passes, `scenarios`
 //! speaks HTTP to a real process with real containers, `hostile` runs programs that a sandbox must contain.
 
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test stops at the first surprise")]
+#![allow(missing_docs, unreachable_pub, reason = "nothing here is anybody's interface")]
+
 mod conformance;
 mod hostile;
 mod scenarios;

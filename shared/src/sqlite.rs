@@ -162,7 +162,7 @@ impl Database {
         let outcome = tokio::task::spawn_blocking(move || {
             let lock = || inner.readers.lock().unwrap_or_else(PoisonError::into_inner);
             let connection = lock().pop();
-            let Some(connection) = connection else { return None };
+            let connection = connection?;
             let result = connection.unchecked_transaction().and_then(|snapshot| read(&snapshot));
             lock().push(connection);
             Some(result)

@@ -2,6 +2,7 @@
 //!
 //! An adapter brings a [`Fixture`]: agents that behave in the ways the properties need, on a runner of its own.
 
+mod cut_off;
 mod docker;
 mod fake_engine;
 mod scripted;

@@ -61,7 +61,7 @@ pub enum Delivered {
 /// How an execution ended.
 enum Ending {
     /// With the run; the text, when given, is the reply as a whole.
-    Finished(Finished, Option<String>),
+    Finished(Box<Finished>, Option<String>),
     /// The run goes back: drain or engine fault.
     Released(AttemptOutcome),
     /// Somebody else may hold the run by now.
@@ -136,7 +136,7 @@ impl Attempts {
                 return Err(LeaseLost);
             }
             let written = match &ending {
-                Ending::Finished(finished, text) => self.store.finish(lease, finished.clone(), text.clone()).await,
+                Ending::Finished(finished, text) => self.store.finish(lease, finished.as_ref().clone(), text.clone()).await,
                 Ending::Released(outcome) => self.store.release(lease, *outcome).await,
                 Ending::LeaseLost => return Err(LeaseLost),
             };

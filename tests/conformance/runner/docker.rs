@@ -21,7 +21,7 @@ const IMAGE: &str = "quayside/agent-python";
 const UID_BASE: u32 = 100_000;
 
 /// A runner whose containers no other test touches.
-struct OnDocker {
+pub struct OnDocker {
     runner: DockerRunner,
     instance: String,
     client: Docker,
@@ -32,11 +32,16 @@ fn options(host: &str, instance: &str) -> DockerOptions {
 }
 
 impl OnDocker {
-    fn new() -> Self {
+    pub fn new() -> Self {
         let instance = format!("conformance-{}", RunId::random());
         let runner = DockerRunner::connect(options(HOST, &instance)).expect("valid options");
         let client = Docker::connect_with_unix(HOST, 60, bollard::API_DEFAULT_VERSION).expect("the socket of the engine");
         Self { runner, instance, client }
+    }
+
+    /// The owner label of its containers.
+    pub fn instance(&self) -> &str {
+        &self.instance
     }
 
     /// Runs a Python program to its end and returns what it wrote.

@@ -16,7 +16,7 @@ use crate::lease::LeaseKeeper;
 use crate::protocol::{self, ReplyReader};
 use crate::reply::ReplyWriter;
 use crate::runner::{ContainerKey, Exit, Fault, FaultKind, LaunchSpec, OutputChunk, Sandbox};
-use crate::slots::Slot;
+use crate::slots::{Announced, Slot};
 
 /// The conversation's past that an agent is given, at most.
 const HISTORY_BYTES: usize = 256 << 10;
@@ -24,6 +24,9 @@ const HISTORY_BYTES: usize = 256 << 10;
 const LOG_TAIL: usize = 2 << 10;
 /// After its result an agent may take this long to exit by itself.
 const EXIT_GRACE: Duration = Duration::from_secs(2);
+
+/// A cancellation waits this long for a launch that is under way; an ordinary one takes a few hundred milliseconds.
+const LAUNCH_GRACE: Duration = Duration::from_secs(5);
 
 /// Why a conversation with a container was broken off.
 enum Interrupt {
@@ -51,9 +54,10 @@ impl Attempts {
         };
         let announced = self.live.announce(ContainerKey { run_id: run.id.clone(), epoch: lease.epoch });
         let spec = LaunchSpec { agent: agent.clone(), run_id: run.id.clone(), epoch: lease.epoch, slot: slot.number() };
-        let mut sandbox = match self.runner.launch(&spec).await {
-            Ok(sandbox) => sandbox,
-            Err(fault) => return (launch_failed(run, &fault), None),
+        let mut sandbox = match self.launch(&spec, keeper).await {
+            Ok(Ok(sandbox)) => sandbox,
+            Ok(Err(fault)) => return (launch_failed(run, &fault), None),
+            Err(interrupt) => return (self.abandon(interrupt, run, announced, keeper).await, None),
         };
         let started = Instant::now();
         metrics::histogram!(names::START_SECONDS).record((started - claimed).as_secs_f64());
@@ -61,7 +65,7 @@ impl Attempts {
         let writer = ReplyWriter::start(self.store.clone(), lease.clone(), keeper.lost.clone());
         let told = tokio::select! {
             biased;
-            interrupt = self.interrupted(keeper, started + run.timeout()) => Err(interrupt),
+            interrupt = self.interrupted(keeper, Some(started + run.timeout())) => Err(interrupt),
             told = converse(&mut *sandbox, request, &mut heard, &writer) => Ok(told),
         };
         let mut usage = Usage { start_millis: Some(millis(started - claimed)), wall_millis: Some(millis(started.elapsed())), ..Usage::default() };
@@ -87,6 +91,36 @@ impl Attempts {
         (ending, Some(Leftover { sandbox, _announced: announced }))
     }
 
+    /// Launches; a launch that is still under way some time after an interrupt (an image that is being fetched) is
+    /// abandoned.
+    async fn launch(&self, spec: &LaunchSpec, keeper: &LeaseKeeper) -> Result<Result<Box<dyn Sandbox>, Fault>, Interrupt> {
+        let launch = self.runner.launch(spec);
+        tokio::pin!(launch);
+        tokio::select! {
+            biased;
+            launched = &mut launch => Ok(launched),
+            interrupt = self.interrupted(keeper, None) => tokio::time::timeout(LAUNCH_GRACE, launch).await.map_err(|_elapsed| interrupt),
+        }
+    }
+
+    /// Ends an attempt whose launch was abandoned: what it may have made is removed before anything is said.
+    async fn abandon(&self, interrupt: Interrupt, run: &Run, announced: Announced, keeper: &LeaseKeeper) -> Ending {
+        drop(announced);
+        while let Err(fault) = self.runner.sweep(&|key| self.live.contains(key)).await {
+            tracing::warn!(run_id = %run.id, error = %chain(&fault), "an abandoned launch cannot be cleaned up, trying again");
+            if keeper.lost.is_cancelled() {
+                break;
+            }
+            tokio::time::sleep(RETRY).await;
+        }
+        match interrupt {
+            Interrupt::LeaseLost => Ending::LeaseLost,
+            Interrupt::HandBack => Ending::Released(AttemptOutcome::Drained),
+            Interrupt::Cancelled => Ending::Finished(finished(AttemptOutcome::Cancelled, None), None),
+            Interrupt::TimedOut => Ending::Finished(finished(AttemptOutcome::TimedOut, None), None),
+        }
+    }
+
     /// The bytes for standard input.
     async fn request(&self, agent: &Agent, run: &Run) -> Result<bytes::Bytes, AttemptOutcome> {
         let history = match agent.input {
@@ -102,12 +136,18 @@ impl Attempts {
         })
     }
 
-    async fn interrupted(&self, keeper: &LeaseKeeper, deadline: Instant) -> Interrupt {
+    async fn interrupted(&self, keeper: &LeaseKeeper, deadline: Option<Instant>) -> Interrupt {
+        let timed_out = async {
+            match deadline {
+                Some(deadline) => tokio::time::sleep_until(deadline).await,
+                None => std::future::pending().await,
+            }
+        };
         tokio::select! {
             biased;
             () = keeper.lost.cancelled() => Interrupt::LeaseLost,
             () = keeper.cancelling.cancelled() => Interrupt::Cancelled,
-            () = tokio::time::sleep_until(deadline) => Interrupt::TimedOut,
+            () = timed_out => Interrupt::TimedOut,
             () = self.hand_back.cancelled() => Interrupt::HandBack,
         }
     }
@@ -185,7 +225,7 @@ async fn exited(agent: &Agent, exit: &Exit, heard: Heard, writer: ReplyWriter, m
         return Ending::LeaseLost;
     }
     let finished = Finished { outcome, error, exit_code: Some(exit.code), truncated: ended.truncated, usage };
-    Ending::Finished(finished, ended.stated)
+    Ending::Finished(Box::new(finished), ended.stated)
 }
 
 async fn interrupted(agent: &Agent, interrupt: Interrupt, run: &Run, heard: Heard, writer: ReplyWriter, mut usage: Usage) -> Ending {
@@ -203,7 +243,7 @@ async fn interrupted(agent: &Agent, interrupt: Interrupt, run: &Run, heard: Hear
         return Ending::LeaseLost;
     }
     tracing::debug!(run_id = %run.id, ?outcome, "broken off");
-    Ending::Finished(Finished { truncated: ended.truncated, usage, ..finished(outcome, None) }, None)
+    Ending::Finished(Box::new(Finished { truncated: ended.truncated, usage, ..*finished(outcome, None) }), None)
 }
 
 fn launch_failed(run: &Run, fault: &Fault) -> Ending {
@@ -221,8 +261,8 @@ fn launch_failed(run: &Run, fault: &Fault) -> Ending {
     }
 }
 
-fn finished(outcome: AttemptOutcome, error: Option<RunError>) -> Finished {
-    Finished { outcome, error, exit_code: None, truncated: false, usage: Usage::default() }
+fn finished(outcome: AttemptOutcome, error: Option<RunError>) -> Box<Finished> {
+    Box::new(Finished { outcome, error, exit_code: None, truncated: false, usage: Usage::default() })
 }
 
 fn measured(usage: &mut Usage, exit: &Exit) {

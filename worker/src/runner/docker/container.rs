@@ -86,7 +86,9 @@ impl Container {
         let options = RemoveContainerOptionsBuilder::default().force(true).v(true).build();
         match self.engine.call(SLOW, docker.remove_container(&self.id, Some(options))).await {
             Ok(()) => Ok(()),
-            Err(error) if matches!(engine::status(&error), Some(404 | 409)) => Ok(()),
+            Err(error) if engine::status(&error) == Some(404) => Ok(()),
+            // Somebody is removing it already; what matters to callers is that it is dead by now.
+            Err(error) if engine::status(&error) == Some(409) => self.kill().await,
             Err(error) => Err(engine::fault("removing a container", error)),
         }
     }
