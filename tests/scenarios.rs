@@ -1,5 +1,6 @@
 //! HTTP to a real process with real containers: what a user of the contract sees.
 
+mod attempts;
 mod cancel;
 mod command_line;
 mod faults;

@@ -90,6 +90,9 @@ impl Runner for ScriptedRunner {
         let key = ContainerKey { run_id: spec.run_id.clone(), epoch: spec.epoch };
         self.containers.all().insert(key.clone());
         self.launched.fetch_add(1, Ordering::SeqCst);
+        if spec.agent.command.iter().any(|word| word == script::LAUNCH_HANG) {
+            std::future::pending::<()>().await;
+        }
         Ok(Box::new(ScriptedSandbox {
             containers: self.containers.clone(),
             key,

@@ -11,6 +11,9 @@ use super::super::{Fault, FaultKind, OutputChunk};
 /// Long output comes in pieces of this many bytes.
 const PIECE: usize = 64 * 1024;
 
+/// The word of a launch that never returns, though its container is there.
+pub(super) const LAUNCH_HANG: &str = "launch-hang";
+
 /// One thing that a program does.
 #[derive(Debug, Clone)]
 pub(super) enum Step {
@@ -82,7 +85,7 @@ fn parse_word(word: &str, steps: &mut VecDeque<Step>) -> Result<(), Fault> {
         "signal" => steps.push_back(Step::End { code: 128 + value.parse::<i64>().map_err(|_| unknown())?, oom: false }),
         "oom" => steps.push_back(Step::End { code: 128 + 9, oom: true }),
         "hang" => steps.push_back(Step::Hang),
-        "ignore-stdin" => {}
+        "ignore-stdin" | LAUNCH_HANG => {}
         "launch-fault" => {
             let kind = match value {
                 "engine" => FaultKind::Engine,
