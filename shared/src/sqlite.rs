@@ -8,6 +8,7 @@
 
 use std::fs::{File, TryLockError};
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -26,6 +27,8 @@ fn migrations() -> Migrations<'static> {
 const GROUP_MAX: usize = 512;
 /// Writes that may wait; more make the callers wait, which is the back-pressure of the API.
 const WRITE_QUEUE: usize = 4096;
+/// Writes after which the log is moved into the main file: some 30 MB of log.
+const CHECKPOINT_EVERY: usize = 2000;
 const READERS: usize = 4;
 const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
 
@@ -126,10 +129,8 @@ impl Database {
             .collect::<rusqlite::Result<Vec<_>>>()
             .map_err(sql("opening the database for reading"))?;
         let (writer, writes) = mpsc::channel(WRITE_QUEUE);
-        std::thread::Builder::new()
-            .name("sqlite-writer".to_owned())
-            .spawn(move || write_groups(&connection, writes))
-            .map_err(|error| Error::new(ErrorKind::Unavailable, "cannot start the writer thread").with_source(error))?;
+        let checkpointer = Checkpointer::start(&path)?;
+        thread("sqlite-writer", move || write_groups(&connection, writes, &checkpointer))?;
         Ok(Self { inner: Arc::new(Inner { writer, readers: Mutex::new(readers), reading: Semaphore::new(READERS), path, _lock: lock }) })
     }
 
@@ -179,23 +180,79 @@ fn configure(connection: &Connection) -> rusqlite::Result<()> {
     connection.pragma_update(None, "synchronous", "FULL")?;
     connection.pragma_update(None, "foreign_keys", true)?;
     connection.pragma_update(None, "temp_store", "MEMORY")?;
-    connection.pragma_update(None, "cache_size", -64 * 1024)?;
-    // Checkpoints are fsyncs of the main file: fewer and larger ones.
-    connection.pragma_update(None, "wal_autocheckpoint", 4096)?;
+    connection.pragma_update(None, "cache_size", -16 * 1024)?;
+    // The checkpointer does that: see there.
+    connection.pragma_update(None, "wal_autocheckpoint", 0)?;
     connection.set_prepared_statement_cache_capacity(128);
     Ok(())
 }
 
-fn write_groups(connection: &Connection, mut writes: mpsc::Receiver<Box<dyn Write>>) {
+fn thread(name: &str, body: impl FnOnce() + Send + 'static) -> Result<()> {
+    let started = std::thread::Builder::new().name(name.to_owned()).spawn(body);
+    started.map(drop).map_err(|error| Error::new(ErrorKind::Unavailable, format!("cannot start the thread {name}")).with_source(error))
+}
+
+fn write_groups(connection: &Connection, mut writes: mpsc::Receiver<Box<dyn Write>>, checkpointer: &Checkpointer) {
     let mut group = Vec::with_capacity(GROUP_MAX);
+    let mut written_since = 0;
     while writes.blocking_recv_many(&mut group, GROUP_MAX) > 0 {
         let written = write_group(connection, &mut group);
         if written.is_err() && !connection.is_autocommit() {
             let _ = connection.execute_batch("ROLLBACK");
         }
+        written_since += group.len();
         for write in group.drain(..) {
             write.answer(written.as_ref().map(drop).map_err(Failure::to_error));
         }
+        if checkpointer.is_nearly_done() {
+            // What came since is little; with all of it in the main file the log begins again instead of growing.
+            checkpoint(connection);
+        }
+        if written_since >= CHECKPOINT_EVERY && checkpointer.ask() {
+            written_since = 0;
+        }
+    }
+}
+
+/// Moves the log into the main file, on a thread and a connection of its own: it takes hundreds of milliseconds of
+/// writing and an fsync, for which no caller should wait.
+struct Checkpointer {
+    ask: std::sync::mpsc::SyncSender<()>,
+    nearly_done: Arc<AtomicBool>,
+}
+
+impl Checkpointer {
+    fn start(path: &Path) -> Result<Self> {
+        let connection = Connection::open(path).map_err(sql("opening the database for checkpoints"))?;
+        configure(&connection).map_err(sql("configuring the database for checkpoints"))?;
+        let (ask, asked) = std::sync::mpsc::sync_channel(1);
+        let nearly_done = Arc::new(AtomicBool::new(false));
+        let done = Arc::clone(&nearly_done);
+        thread("sqlite-checkpointer", move || {
+            while asked.recv().is_ok() {
+                // The second pass has only what was written during the first.
+                checkpoint(&connection);
+                checkpoint(&connection);
+                done.store(true, Ordering::Release);
+            }
+        })?;
+        Ok(Self { ask, nearly_done })
+    }
+
+    /// Asks for a checkpoint; says whether it was taken on.
+    fn ask(&self) -> bool {
+        self.ask.try_send(()).is_ok()
+    }
+
+    fn is_nearly_done(&self) -> bool {
+        self.nearly_done.swap(false, Ordering::AcqRel)
+    }
+}
+
+/// As much as goes without waiting for anybody. What fails now is tried again with the next one; no data depends on it.
+fn checkpoint(connection: &Connection) {
+    if let Err(error) = connection.query_row("PRAGMA wal_checkpoint(PASSIVE)", [], |_| Ok(())) {
+        tracing::warn!(%error, "a checkpoint failed; the log grows until one succeeds");
     }
 }
 

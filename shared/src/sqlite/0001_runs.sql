@@ -17,7 +17,6 @@ CREATE TABLE conversations (
     deleted      INTEGER NOT NULL DEFAULT 0
 ) STRICT;
 CREATE UNIQUE INDEX conversations_of_user ON conversations (user_id, id) WHERE deleted = 0;
-CREATE INDEX conversations_by_use ON conversations (user_id, updated_at, pk) WHERE deleted = 0;
 CREATE INDEX conversations_deleted ON conversations (pk) WHERE deleted = 1;
 
 CREATE TABLE runs (

@@ -15,7 +15,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 
 use crate::clock::Clock;
-use crate::error::Result;
+use crate::error::{Error, ErrorKind, Result};
 use crate::ids::{ConversationId, RunId, UserId, WorkerId};
 use crate::retry::RetryPolicy;
 use crate::run::{AttemptOutcome, Run, Status, Waiting};
@@ -95,8 +95,9 @@ impl SqliteStore {
 impl Store for SqliteStore {
     async fn submit(&self, new: NewRun) -> Result<Submitted, SubmitError> {
         let (context, hub) = (self.context(), Arc::clone(&self.hub));
+        let prepared = submit::prepare(new, &context).map_err(|error| Error::new(ErrorKind::Internal, "preparing a run").with_source(error))?;
         let written = self.database.write(
-            move |db| submit::submit(db, &new, &context),
+            move |db| submit::submit(db, &prepared, &context),
             move |outcome| {
                 if let Ok(accepted) = outcome {
                     Self::signal(&hub, &accepted.cancelled);

@@ -53,8 +53,8 @@ pub(super) fn save(db: &Connection, stored: &mut Stored, context: &Context) -> r
     }
     let doc = document(run)?;
     match (stored.status == Status::Queued, run.status == Status::Queued) {
-        (true, false) => lengthen_queue(db, -1)?,
-        (false, true) => lengthen_queue(db, 1)?,
+        (true, false) => drop(lengthen_queue(db, -1)?),
+        (false, true) => drop(lengthen_queue(db, 1)?),
         _ => {}
     }
     stored.status = run.status;
@@ -111,8 +111,9 @@ pub(super) fn running_of_user(db: &Connection, user: &UserId) -> rusqlite::Resul
     active_of_user(db, user).map(|active| active.running)
 }
 
-pub(super) fn lengthen_queue(db: &Connection, by: i64) -> rusqlite::Result<()> {
-    db.prepare_cached("UPDATE queue_length SET queued = queued + ?1")?.execute([by]).map(drop)
+/// Returns the new length.
+pub(super) fn lengthen_queue(db: &Connection, by: i64) -> rusqlite::Result<u64> {
+    db.prepare_cached("UPDATE queue_length SET queued = queued + ?1 RETURNING queued")?.query_row([by], |row| row.get(0))
 }
 
 /// How many runs wait, of all users.

@@ -6,7 +6,7 @@ use rusqlite::{Connection, OptionalExtension, params};
 
 use super::Context;
 use super::change::cancel_stored;
-use super::rows::{RUN_COLUMNS, Stored, active_of_user, document, lengthen_queue, queue_length, startable, stored};
+use super::rows::{RUN_COLUMNS, Stored, active_of_user, document, lengthen_queue, startable, stored};
 use crate::clock::Timestamp;
 use crate::run::{Run, Status, StatusChange, Usage, Waiting, WaitingReason};
 use crate::store::{Idempotency, MultitaskStrategy, NewRun, POSITION_MAX, SubmitError, Submitted};
@@ -21,8 +21,26 @@ pub(super) struct Accepted {
     pub(super) cancelled: Vec<Run>,
 }
 
+/// A submission with all that can be made of it before it is the writer's turn.
+pub(super) struct Prepared {
+    new: NewRun,
+    /// The run as it will be when nothing holds it up, and its document.
+    run: Run,
+    doc: String,
+    title: String,
+}
+
+/// Runs on the caller's thread: the writer's time is everybody's.
+pub(super) fn prepare(new: NewRun, context: &Context) -> rusqlite::Result<Prepared> {
+    let mut run = first_version(&new, context);
+    let doc = document(&mut run)?;
+    let title = title(&new.message);
+    Ok(Prepared { new, run, doc, title })
+}
+
 /// The outer result is the database's; the inner one says why nothing was accepted.
-pub(super) fn submit(db: &Connection, new: &NewRun, context: &Context) -> rusqlite::Result<Result<Accepted, SubmitError>> {
+pub(super) fn submit(db: &Connection, prepared: &Prepared, context: &Context) -> rusqlite::Result<Result<Accepted, SubmitError>> {
+    let new = &prepared.new;
     if let Some(idempotency) = &new.idempotency {
         match earlier(db, new, idempotency, context)? {
             Some(Ok(run)) => {
@@ -70,7 +88,7 @@ pub(super) fn submit(db: &Connection, new: &NewRun, context: &Context) -> rusqli
             ])?;
             (pk, ordinal)
         }
-        None => (create_conversation(db, new, context)?, 0),
+        None => (create_conversation(db, prepared, context)?, 0),
     };
     let at_quota = of_user.running >= context.options.running_per_user;
     let reason = match (busy, at_quota) {
@@ -78,15 +96,16 @@ pub(super) fn submit(db: &Connection, new: &NewRun, context: &Context) -> rusqli
         (false, true) => WaitingReason::UserQuota,
         (false, false) => WaitingReason::NoCapacity,
     };
-    let run = insert(db, new, conversation, ordinal, reason, context)?;
+    let run = insert(db, prepared, conversation, ordinal, reason)?;
     if let Some(Idempotency { key, body_hash }) = &new.idempotency {
         db.prepare_cached("INSERT OR REPLACE INTO idempotency_keys (user_id, key, body_hash, run_id, expires_at) VALUES (?1, ?2, ?3, ?4, ?5)")?
             .execute(params![run.user_id.as_str(), key, body_hash, run.id.as_str(), (context.now + IDEMPOTENCY_TTL).as_millis()])?;
     }
+    let queued = lengthen_queue(db, 1)?;
     let position = match reason {
         WaitingReason::ConversationBusy => queued_before as u64 + 1,
         WaitingReason::UserQuota => u64::from(of_user.queued) + 1,
-        _ => queue_length(db)?,
+        _ => queued,
     };
     let waiting = Some(Waiting { reason, position: position.min(POSITION_MAX) });
     let wake = if !cancelled.is_empty() {
@@ -121,11 +140,16 @@ fn conversation(db: &Connection, new: &NewRun) -> rusqlite::Result<Option<(i64, 
         .optional()
 }
 
-fn create_conversation(db: &Connection, new: &NewRun, context: &Context) -> rusqlite::Result<i64> {
-    let words: Vec<&str> = new.message.split_whitespace().take(TITLE_MAX_CHARS).collect();
-    let title: String = words.join(" ").chars().filter(|c| !c.is_control()).take(TITLE_MAX_CHARS).collect();
+fn create_conversation(db: &Connection, prepared: &Prepared, context: &Context) -> rusqlite::Result<i64> {
+    let Prepared { new, title, .. } = prepared;
     db.prepare_cached("INSERT INTO conversations (user_id, id, title, created_at, updated_at, next_ordinal) VALUES (?1, ?2, ?3, ?4, ?4, 1)")?
         .insert(params![new.user_id.as_str(), new.conversation_id.as_str(), title, context.now.as_millis()])
+}
+
+/// The beginning of the first message, on one line.
+fn title(message: &str) -> String {
+    let words: Vec<&str> = message.split_whitespace().take(TITLE_MAX_CHARS).collect();
+    words.join(" ").chars().filter(|c| !c.is_control()).take(TITLE_MAX_CHARS).collect()
 }
 
 fn active_runs(db: &Connection, conversation: i64) -> rusqlite::Result<Vec<Stored>> {
@@ -136,15 +160,44 @@ fn active_runs(db: &Connection, conversation: i64) -> rusqlite::Result<Vec<Store
     .collect()
 }
 
-fn insert(db: &Connection, new: &NewRun, conversation: i64, ordinal: i64, reason: WaitingReason, context: &Context) -> rusqlite::Result<Run> {
+fn insert(db: &Connection, prepared: &Prepared, conversation: i64, ordinal: i64, reason: WaitingReason) -> rusqlite::Result<Run> {
+    let mut run = prepared.run.clone();
+    let held_up = if run.waiting_reason == Some(reason) {
+        None
+    } else {
+        run.waiting_reason = Some(reason);
+        for change in &mut run.status_log {
+            change.waiting_reason = Some(reason);
+        }
+        Some(document(&mut run)?)
+    };
+    db.prepare_cached(
+        "INSERT INTO runs (id, user_id, conversation, ordinal, status, start_by, published_at, sequence_number, doc, message)
+         VALUES (?1, ?2, ?3, ?4, 'queued', ?5, ?6, 1, ?7, ?8)",
+    )?
+    .execute(params![
+        run.id.as_str(),
+        run.user_id.as_str(),
+        conversation,
+        ordinal,
+        run.start_by.map(Timestamp::as_millis),
+        run.created_at.as_millis(),
+        held_up.as_ref().unwrap_or(&prepared.doc),
+        run.message.as_bytes(),
+    ])?;
+    Ok(run)
+}
+
+fn first_version(new: &NewRun, context: &Context) -> Run {
     let now = context.now;
-    let mut run = Run {
+    let reason = Some(WaitingReason::NoCapacity);
+    Run {
         id: new.id.clone(),
         conversation_id: new.conversation_id.clone(),
         user_id: new.user_id.clone(),
         agent: new.agent.clone(),
         status: Status::Queued,
-        waiting_reason: Some(reason),
+        waiting_reason: reason,
         message: new.message.clone(),
         text: String::new(),
         truncated: false,
@@ -158,29 +211,12 @@ fn insert(db: &Connection, new: &NewRun, conversation: i64, ordinal: i64, reason
         expire_at: None,
         metadata: new.metadata.clone(),
         sequence_number: 1,
-        status_log: vec![StatusChange { sequence_number: 1, status: Status::Queued, waiting_reason: Some(reason) }],
+        status_log: vec![StatusChange { sequence_number: 1, status: Status::Queued, waiting_reason: reason }],
         lease: None,
         epoch: 0,
         not_before: None,
         start_by: new.queue_ttl.map(|ttl| now + ttl),
         timeout_millis: u64::try_from(new.timeout.as_millis()).unwrap_or(u64::MAX),
         rolled_back: false,
-    };
-    let doc = document(&mut run)?;
-    db.prepare_cached(
-        "INSERT INTO runs (id, user_id, conversation, ordinal, status, start_by, published_at, sequence_number, doc, message)
-         VALUES (?1, ?2, ?3, ?4, 'queued', ?5, ?6, 1, ?7, ?8)",
-    )?
-    .execute(params![
-        run.id.as_str(),
-        run.user_id.as_str(),
-        conversation,
-        ordinal,
-        run.start_by.map(Timestamp::as_millis),
-        now.as_millis(),
-        doc,
-        run.message.as_bytes(),
-    ])?;
-    lengthen_queue(db, 1)?;
-    Ok(run)
+    }
 }
