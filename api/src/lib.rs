@@ -28,6 +28,7 @@ mod router;
 mod runs;
 mod serve;
 mod service;
+mod stall;
 mod view;
 
 pub use router::{openapi, router};

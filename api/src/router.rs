@@ -9,6 +9,7 @@ use quayside_shared::config::Config;
 use utoipa::PartialSchema;
 use utoipa::openapi::schema::Schema;
 use utoipa::openapi::security::{ApiKey, ApiKeyValue, SecurityScheme};
+use utoipa::openapi::tag::TagBuilder;
 use utoipa::openapi::{ComponentsBuilder, InfoBuilder, LicenseBuilder, OpenApi, OpenApiBuilder, RefOr};
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
@@ -70,7 +71,8 @@ fn base() -> OpenApi {
     let user = ApiKeyValue::with_description("X-User-Id", "1 to 128 visible ASCII characters; believed as it is, on loopback only");
     let components =
         ComponentsBuilder::new().security_scheme("user", SecurityScheme::ApiKey(ApiKey::Header(user))).schema("Problem", ProblemView::schema());
-    OpenApiBuilder::new().info(info).components(Some(components.build())).build()
+    let tags = ["runs", "conversations", "agents", "service"].map(|name| TagBuilder::new().name(name).build());
+    OpenApiBuilder::new().info(info).components(Some(components.build())).tags(Some(tags)).build()
 }
 
 /// Puts the configured limits into the schema of a submission.

@@ -10,11 +10,14 @@ use axum::Router;
 use hyper::body::Incoming;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto;
+use rustix::process::Resource;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tower::Service;
+
+use crate::stall::Patient;
 
 /// How long a client may take for a request's head, and how long a kept connection may be idle.
 const HEAD_TIMEOUT: Duration = Duration::from_secs(10);
@@ -22,7 +25,11 @@ const HEAD_TIMEOUT: Duration = Duration::from_secs(10);
 const FIRST_REQUEST_TIMEOUT: Duration = Duration::from_secs(12);
 /// Bytes of a request's head.
 const HEAD_MAX: usize = 64 << 10;
-const CONNECTIONS_MAX: usize = 8192;
+/// A client that takes nothing for so long while there is something to send is gone.
+const STALL_TIMEOUT: Duration = Duration::from_secs(30);
+const CONNECTIONS_MAX: u64 = 8192;
+/// Open files that are kept for the database, the container engine and logs.
+const FILES_KEPT: u64 = 256;
 const STREAMS_PER_CONNECTION: u32 = 100;
 /// Wait after a failed accept: it fails for want of file descriptors, and they come back with time.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
@@ -33,7 +40,7 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 /// # Errors
 /// None today; a listener that cannot accept is tried again.
 pub async fn serve(listener: TcpListener, router: Router, drain: CancellationToken, stop: CancellationToken) -> io::Result<()> {
-    let (room, connections) = (Arc::new(Semaphore::new(CONNECTIONS_MAX)), TaskTracker::new());
+    let (room, connections) = (Arc::new(Semaphore::new(connections_max())), TaskTracker::new());
     while let Some((stream, permit)) = next(&listener, &room, &drain, &stop).await {
         connections.spawn(connection(stream, router.clone(), drain.clone(), stop.clone(), permit));
     }
@@ -44,6 +51,26 @@ pub async fn serve(listener: TcpListener, router: Router, drain: CancellationTok
         () = stop.cancelled() => {}
     }
     Ok(())
+}
+
+/// As many connections as there are files to be had for them; asks for as many as it may.
+fn connections_max() -> usize {
+    let mut limit = rustix::process::getrlimit(Resource::Nofile);
+    let wanted = CONNECTIONS_MAX + FILES_KEPT;
+    // `None` is no limit.
+    if limit.current.is_some_and(|current| current < wanted) {
+        limit.current = Some(limit.maximum.map_or(wanted, |maximum| maximum.min(wanted)));
+        if let Err(error) = rustix::process::setrlimit(Resource::Nofile, limit) {
+            tracing::warn!(error = %error, "the limit of open files cannot be raised");
+            limit = rustix::process::getrlimit(Resource::Nofile);
+        }
+    }
+    let files = limit.current.unwrap_or(wanted);
+    let connections = files.saturating_sub(FILES_KEPT).clamp(64, CONNECTIONS_MAX);
+    if connections < CONNECTIONS_MAX {
+        tracing::warn!(connections, files, "few connections at once: raise the limit of open files (ulimit -n)");
+    }
+    usize::try_from(connections).unwrap_or(64)
 }
 
 /// The next connection, once there is room for it; `None` when there shall be none.
@@ -95,7 +122,7 @@ async fn connection(stream: TcpStream, router: Router, drain: CancellationToken,
         .max_header_list_size(HEAD_MAX as u32)
         .keep_alive_interval(Some(Duration::from_secs(20)))
         .keep_alive_timeout(Duration::from_secs(20));
-    let mut serving = std::pin::pin!(builder.serve_connection(TokioIo::new(stream), service));
+    let mut serving = std::pin::pin!(builder.serve_connection(TokioIo::new(Patient::new(stream, STALL_TIMEOUT)), service));
     let mut silent = std::pin::pin!(tokio::time::sleep(FIRST_REQUEST_TIMEOUT));
     let (mut draining, mut checked) = (false, false);
     loop {

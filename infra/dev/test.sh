@@ -47,11 +47,9 @@ use_node
 stage 'The page in Chromium' browser_tests
 
 stage 'schemathesis (installed meanwhile)' join schemathesis
-if [ -e tests/api/schemathesis.sh ]; then
-  ST=$(infra/dev/schemathesis.sh)
-  export ST
-  stage 'The API against its OpenAPI document' tests/api/schemathesis.sh
-fi
+ST=$(infra/dev/schemathesis.sh)
+export ST
+stage 'The API against its OpenAPI document' tests/api/schemathesis.sh
 
 if have cargo-deny; then
   # Advisories need a database from the network and change without us; they are checked apart.

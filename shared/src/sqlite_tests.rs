@@ -58,7 +58,12 @@ async fn what_follows_a_commit_happens_although_nobody_waits() {
     let (_folder, database) = open();
     let seen = Arc::new(AtomicUsize::new(0));
     let counter = Arc::clone(&seen);
-    let write = database.write(|_| Ok(()), move |()| drop(counter.fetch_add(1, Ordering::SeqCst)));
+    let write = database.write(
+        |_| Ok(()),
+        move |()| {
+            counter.fetch_add(1, Ordering::SeqCst);
+        },
+    );
     // Polled once, so that it is sent, then abandoned like a request whose client hung up.
     assert!(futures_poll_once(write).await.is_none_or(|result| result.is_ok()));
     insert(&database, "a later one").await.unwrap();

@@ -159,7 +159,7 @@ pub struct Changed {
 pub struct Events {
     /// In order.
     pub events: Vec<RunEvent>,
-    /// Whether the run has ended: nothing will follow but its result, under `last`.
+    /// Whether the run has ended and these are all: nothing will follow but its result, under `last`.
     pub ended: bool,
     /// The run's sequence number now.
     pub last: u64,
@@ -278,7 +278,8 @@ pub trait Store: Send + Sync + 'static {
     /// as that.
     async fn waiting(&self, run: &Run) -> Result<Option<Waiting>>;
 
-    /// The run's events after `after`; `None` when there is no such run.
+    /// The run's events after `after`, or the first of them when they are many: ask again from the last one. Empty when
+    /// there are none yet. `None` when there is no such run.
     async fn events(&self, id: &RunId, after: u64) -> Result<Option<Events>>;
 
     /// Signals changes of a run from now on.

@@ -55,8 +55,7 @@ async fn a_run_from_its_submission_to_its_end() {
     );
 
     // The message that tells a worker of it is there without anybody asking again.
-    let delivery = server.queue.receive().await.unwrap();
-    assert_eq!(delivery.message().run_id.as_str(), id);
+    assert_eq!(server.announced().await.as_str(), id);
 
     let lease = server.claim(&id.parse().unwrap()).await;
     server.append(&lease, "o").await;
@@ -165,12 +164,10 @@ async fn cancelling_is_believed_only_when_it_has_happened() {
 async fn freeing_the_way_wakes_the_next_run() {
     let server = server().await;
     let first = server.accepted_in("ann", Some("c")).await;
-    let delivery = server.queue.receive().await.unwrap();
-    assert_eq!(delivery.message().run_id, first);
-    delivery.ack().await;
+    assert_eq!(server.announced().await, first);
     let second = server.accepted_in("ann", Some("c")).await;
     server.post("ann", &format!("/api/runs/{first}/cancel")).await;
-    assert_eq!(server.queue.receive().await.unwrap().message().run_id, second);
+    assert_eq!(server.announced().await, second);
 }
 
 #[tokio::test]
@@ -206,9 +203,7 @@ async fn a_client_that_goes_away_does_not_come_between_storing_and_publishing() 
     let stored = server.stored().await;
     let mut announced = std::collections::HashSet::new();
     while announced.len() < usize::try_from(stored).unwrap() {
-        let delivery = tokio::time::timeout(crate::support::PATIENCE, server.queue.receive()).await.expect("every stored run is announced").unwrap();
-        announced.insert(delivery.message().run_id.clone());
-        delivery.ack().await;
+        announced.insert(server.announced().await);
     }
     assert!(announced.contains(&marker["id"].as_str().unwrap().parse().unwrap()));
 }

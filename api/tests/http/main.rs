@@ -1,6 +1,13 @@
 //! The API over real connections, on the embedded store and queue in a temporary folder. There is no worker: tests
 //! claim, append and finish by themselves, so every moment of a run can be held still.
 
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    reason = "a test may stop at the first surprise; clippy does not see that the helpers are tests"
+)]
+
 mod support;
 
 mod bodies;

@@ -161,6 +161,14 @@ impl Server {
         answer.json()["id"].as_str().unwrap().parse().unwrap()
     }
 
+    /// The run that the next message names; the message is done with.
+    pub(crate) async fn announced(&self) -> RunId {
+        let delivery = tokio::time::timeout(PATIENCE, self.queue.receive()).await.expect("a message comes").unwrap();
+        let id = delivery.message().run_id.clone();
+        delivery.ack().await;
+        id
+    }
+
     /// Takes the run as a worker would.
     pub(crate) async fn claim(&self, id: &RunId) -> Lease {
         match self.store.claim(id, &WorkerId::random(), Duration::from_secs(30)).await.unwrap() {

@@ -15,9 +15,7 @@ async fn a_wait_ends_with_the_run() {
             request = request.header("prefer", "respond-async").header("prefer", "foo; bar=\"a,b\", wait=30");
         }
         let waiting = tokio::spawn(answer(request));
-        let delivery = server.queue.receive().await.unwrap();
-        let id = delivery.message().run_id.clone();
-        delivery.ack().await;
+        let id = server.announced().await;
         let lease = server.claim(&id).await;
         server.append(&lease, "reply").await;
         assert!(!waiting.is_finished());

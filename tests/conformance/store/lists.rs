@@ -98,7 +98,8 @@ pub(crate) async fn nothing_is_seen_of_another_user<F: Fixture>() {
     let yours = submit(&*store, new_run("you", "c")).await;
     assert_eq!(store.conversations(&user("me"), None, 10).await.unwrap().unwrap().data.len(), 1);
     let runs = store.conversation_runs(&user("me"), &"c".parse().unwrap(), None, 10).await.unwrap().unwrap().unwrap();
-    assert_eq!(runs.data.iter().map(|run| run.id.clone()).collect::<Vec<_>>(), [mine.clone()], "the same name is another conversation");
+    let seen: Vec<_> = runs.data.iter().map(|run| &run.id).collect();
+    assert_eq!(seen, [&mine], "the same name is another conversation");
     assert!(store.conversation(&user("third"), &"c".parse().unwrap()).await.unwrap().is_none());
     assert!(store.delete_conversation(&user("third"), &"c".parse().unwrap()).await.unwrap().is_none());
     claim(&*store, &mine).await;

@@ -11,6 +11,8 @@ use crate::store::{BadCursor, Conversation, Depth, Events, POSITION_MAX, Page, T
 
 /// A page of runs ends early when it holds this many bytes of replies.
 const PAGE_BYTES: usize = 4 << 20;
+/// Events are read in pieces of about this many bytes: a client that reads slowly must not hold a whole reply in memory.
+const EVENTS_BYTES: usize = 256 << 10;
 
 pub(super) fn run(db: &Connection, id: &RunId) -> rusqlite::Result<Option<Run>> {
     visible(db, id)?.map(|stored| with_reply(db, stored)).transpose()
@@ -79,13 +81,23 @@ pub(super) fn events(db: &Connection, id: &RunId, after: u64) -> rusqlite::Resul
         .collect();
     let mut statement =
         db.prepare_cached("SELECT sequence_number, text FROM deltas WHERE run = ?1 AND sequence_number > ?2 ORDER BY sequence_number")?;
-    let deltas = statement
-        .query_map([pk, after_signed], |row| Ok(RunEvent { sequence_number: row.get(0)?, kind: RunEventKind::Delta { text: text(row, 1)? } }))?;
-    for delta in deltas {
-        events.push(delta?);
+    let mut rows = statement.query([pk, after_signed])?;
+    let (mut bytes, mut read, mut more) = (0, after, false);
+    while let Some(row) = rows.next()? {
+        if bytes > EVENTS_BYTES {
+            more = true;
+            break;
+        }
+        let text = text(row, 1)?;
+        bytes += text.len();
+        read = row.get(0)?;
+        events.push(RunEvent { sequence_number: read, kind: RunEventKind::Delta { text } });
     }
     events.sort_by_key(|event| event.sequence_number);
-    Ok(Some(Events { events, ended: run.status.is_terminal(), last: run.sequence_number }))
+    if more {
+        events.retain(|event| event.sequence_number <= read);
+    }
+    Ok(Some(Events { events, ended: run.status.is_terminal() && !more, last: run.sequence_number }))
 }
 
 pub(super) fn history(db: &Connection, id: &RunId, max_bytes: usize) -> rusqlite::Result<Vec<Turn>> {
