@@ -26,6 +26,7 @@ use tokio::net::TcpListener;
 use crate::cli::ServeArguments;
 use crate::listening::announce;
 
+const METRICS_UPKEEP: Duration = Duration::from_secs(5);
 /// How often image digests are looked up again.
 const DIGESTS: Duration = Duration::from_secs(60);
 
@@ -48,6 +49,7 @@ pub(crate) async fn up(config: Config, arguments: ServeArguments) -> anyhow::Res
 
     let config = Arc::new(config);
     let digests = ImageDigests::default();
+    let upkeep = metrics.clone();
     let deps = Deps {
         store: Arc::clone(&connected.store),
         queue: Arc::clone(&connected.queue),
@@ -59,6 +61,13 @@ pub(crate) async fn up(config: Config, arguments: ServeArguments) -> anyhow::Res
         drain: shutdown.drain.clone(),
     };
     let api = quayside_api::serve(listener, quayside_api::router(deps), shutdown.drain.clone(), shutdown.stop.clone());
+    tokio::spawn(async move {
+        // Without it the samples of histograms pile up until somebody reads /metrics.
+        loop {
+            tokio::time::sleep(METRICS_UPKEEP).await;
+            upkeep.run_upkeep();
+        }
+    });
     tokio::spawn(follow_digests(Arc::clone(&runner), Arc::clone(&config), digests));
     let worker = tokio::spawn(work(connected, Arc::clone(&runner), Arc::clone(&config), shutdown.clone()));
     announce(address, &config);

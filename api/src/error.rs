@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 
 use axum::response::{IntoResponse, Response};
 use http::header::{CONTENT_TYPE, RETRY_AFTER};
-use http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
+use http::{HeaderMap, HeaderValue, StatusCode};
 use quayside_shared::error::{Error, ErrorKind, chain};
 use quayside_shared::store::SubmitError;
 use serde::Serialize;
@@ -202,23 +202,23 @@ impl IntoResponse for ApiError {
 }
 
 /// One kind of refusal in the document.
-fn documented(status: StatusCode, text: &str, headers: &[(&HeaderName, Type, &str)]) -> BTreeMap<String, RefOr<ResponseDoc>> {
+fn documented(status: StatusCode, text: &str, headers: &[(&str, Type, &str)]) -> BTreeMap<String, RefOr<ResponseDoc>> {
     let content = ContentBuilder::new().schema(Some(Ref::from_schema_name("Problem"))).build();
     let mut response = ResponseBuilder::new().description(text).content("application/problem+json", content);
     for (name, kind, text) in headers {
         let schema = ObjectBuilder::new().schema_type(kind.clone()).build();
-        response = response.header(name.as_str(), HeaderBuilder::new().schema(Some(schema)).description(Some(*text)).build());
+        response = response.header(*name, HeaderBuilder::new().schema(Some(schema)).description(Some(*text)).build());
     }
     BTreeMap::from([(status.as_u16().to_string(), response.build().into())])
 }
 
 macro_rules! problems {
-    ($($(#[$doc:meta])* $name:ident = $status:ident, $text:literal $(, $header:ident: $kind:ident, $header_text:literal)?;)*) => {$(
+    ($($(#[$doc:meta])* $name:ident = $status:ident, $text:literal $(, $header:literal: $kind:ident, $header_text:literal)?;)*) => {$(
         $(#[$doc])*
         pub(crate) struct $name;
         impl IntoResponses for $name {
             fn responses() -> BTreeMap<String, RefOr<ResponseDoc>> {
-                documented(StatusCode::$status, $text, &[$((&$header, Type::$kind, $header_text))?])
+                documented(StatusCode::$status, $text, &[$(($header, Type::$kind, $header_text))?])
             }
         }
     )*};
@@ -242,9 +242,33 @@ problems! {
     /// Of routes with parameters or a body.
     Invalid = UNPROCESSABLE_ENTITY, "`invalid_request`, `idempotency_key_reused`: `field` names what is wrong";
     /// Of routes with a quota.
-    RateLimited = TOO_MANY_REQUESTS, "`rate_limited`: over one of the user's quotas", RETRY_AFTER: Integer, "Seconds until another try may succeed";
+    RateLimited = TOO_MANY_REQUESTS, "`rate_limited`: over one of the user's quotas", "Retry-After": Integer, "Seconds until another try may succeed";
     /// Of every route that touches the store.
-    Overloaded = SERVICE_UNAVAILABLE, "`overloaded`: the store does not answer, or the server is going down", RETRY_AFTER: Integer, "Seconds until another try may succeed";
+    Overloaded = SERVICE_UNAVAILABLE, "`overloaded`: the store does not answer, or the server is going down", "Retry-After": Integer, "Seconds until another try may succeed";
     /// Of every route that touches the store.
     Failed = INTERNAL_SERVER_ERROR, "`internal`: our fault";
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_failing_store_is_told_without_its_insides() {
+        for (kind, status, code, retry) in [
+            (ErrorKind::Unavailable, 503, "overloaded", true),
+            (ErrorKind::Full, 503, "overloaded", true),
+            (ErrorKind::Corrupt, 500, "internal", false),
+            (ErrorKind::Internal, 500, "internal", false),
+        ] {
+            let error = Error::new(kind, "writing to /var/lib/secret.db").with_source(std::io::Error::other("disk sda1"));
+            let response = ApiError::from(error).into_response();
+            assert_eq!((response.status().as_u16(), response.headers().contains_key(RETRY_AFTER)), (status, retry));
+            let body = axum::body::to_bytes(response.into_body(), 10_000).await.unwrap();
+            let problem: serde_json::Value = serde_json::from_slice(&body).unwrap();
+            assert_eq!(problem["code"], code);
+            let text = problem.to_string();
+            assert!(!text.contains("secret") && !text.contains("sda1"), "{text}");
+        }
+    }
 }

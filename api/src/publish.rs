@@ -45,3 +45,67 @@ async fn publish_groups(queue: Arc<dyn Queue>, mut receiver: mpsc::Receiver<RunI
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicUsize, Ordering};
+    use std::time::Duration;
+
+    use futures::future::BoxFuture;
+    use quayside_shared::error::{Error, ErrorKind, Result};
+    use quayside_shared::queue::Delivery;
+
+    use super::*;
+
+    /// Fails the first publish, and says how large the later ones are.
+    struct Unsteady {
+        calls: AtomicUsize,
+        groups: mpsc::UnboundedSender<usize>,
+    }
+
+    // Written out because this crate has no other need of `async_trait`.
+    impl Queue for Unsteady {
+        fn publish<'a, 'b, 'c>(&'a self, messages: &'b [Message]) -> BoxFuture<'c, Result<()>>
+        where
+            'a: 'c,
+            'b: 'c,
+        {
+            Box::pin(async move {
+                if self.calls.fetch_add(1, Ordering::SeqCst) == 0 {
+                    return Err(Error::new(ErrorKind::Unavailable, "the queue is away"));
+                }
+                let _ = self.groups.send(messages.len());
+                Ok(())
+            })
+        }
+
+        fn receive<'a, 'c>(&'a self) -> BoxFuture<'c, Result<Box<dyn Delivery>>>
+        where
+            'a: 'c,
+        {
+            Box::pin(std::future::pending())
+        }
+
+        fn ping<'a, 'c>(&'a self) -> BoxFuture<'c, Result<()>>
+        where
+            'a: 'c,
+        {
+            Box::pin(async { Ok(()) })
+        }
+    }
+
+    #[tokio::test]
+    async fn a_failed_publish_is_left_behind_and_the_next_ones_go_in_groups() {
+        let (groups, mut published) = mpsc::unbounded_channel();
+        let publisher = Publisher::start(Arc::new(Unsteady { calls: AtomicUsize::new(0), groups }));
+        publisher.publish([RunId::random()]);
+        // The task has taken the first before the others come.
+        tokio::task::yield_now().await;
+        publisher.publish((0..1200).map(|_| RunId::random()));
+        let mut sizes = Vec::new();
+        while sizes.iter().sum::<usize>() < 1200 {
+            sizes.push(tokio::time::timeout(Duration::from_secs(10), published.recv()).await.expect("a group is published").unwrap());
+        }
+        assert_eq!(sizes, [500, 500, 200]);
+    }
+}

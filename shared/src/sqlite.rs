@@ -92,7 +92,8 @@ struct Inner {
 }
 
 impl Database {
-    /// Opens `quayside.db` in `folder`, creates both when missing and brings the schema up to date.
+    /// Opens `quayside.db` in `folder`, creates both when missing and brings the schema up to date. Must be called on a
+    /// Tokio runtime, which answers the callers of [`Database::write`].
     ///
     /// # Errors
     /// `Unavailable` when another process holds the folder, `Corrupt` when the file is no database of ours. Never
@@ -129,8 +130,10 @@ impl Database {
             .collect::<rusqlite::Result<Vec<_>>>()
             .map_err(sql("opening the database for reading"))?;
         let (writer, writes) = mpsc::channel(WRITE_QUEUE);
+        let (answers, written) = mpsc::unbounded_channel();
+        tokio::spawn(answer_groups(written));
         let checkpointer = Checkpointer::start(&path)?;
-        thread("sqlite-writer", move || write_groups(&connection, writes, &checkpointer))?;
+        thread("sqlite-writer", move || write_groups(&connection, writes, &answers, &checkpointer))?;
         Ok(Self { inner: Arc::new(Inner { writer, readers: Mutex::new(readers), reading: Semaphore::new(READERS), path, _lock: lock }) })
     }
 
@@ -142,8 +145,8 @@ impl Database {
 
     /// Runs `write` in the next group. What it wrote is durable when this returns `Ok`; on an error nothing of it is.
     /// `write` may run more than once, each time on a database that has not seen it; only its last run counts.
-    /// `committed` runs on the writer thread after the commit, whether or not the caller still waits: signals that must
-    /// not be lost with an abandoned request belong there.
+    /// `committed` runs after the commit and in the order of commits, whether or not the caller still waits: signals that
+    /// must not be lost with an abandoned request belong there.
     pub async fn write<T: Send + 'static>(
         &self,
         write: impl Fn(&Connection) -> rusqlite::Result<T> + Send + 'static,
@@ -192,7 +195,12 @@ fn thread(name: &str, body: impl FnOnce() + Send + 'static) -> Result<()> {
     started.map(drop).map_err(|error| Error::new(ErrorKind::Unavailable, format!("cannot start the thread {name}")).with_source(error))
 }
 
-fn write_groups(connection: &Connection, mut writes: mpsc::Receiver<Box<dyn Write>>, checkpointer: &Checkpointer) {
+fn write_groups(
+    connection: &Connection,
+    mut writes: mpsc::Receiver<Box<dyn Write>>,
+    answers: &mpsc::UnboundedSender<Written>,
+    checkpointer: &Checkpointer,
+) {
     let mut group = Vec::with_capacity(GROUP_MAX);
     let mut written_since = 0;
     while writes.blocking_recv_many(&mut group, GROUP_MAX) > 0 {
@@ -201,15 +209,27 @@ fn write_groups(connection: &Connection, mut writes: mpsc::Receiver<Box<dyn Writ
             let _ = connection.execute_batch("ROLLBACK");
         }
         written_since += group.len();
-        for write in group.drain(..) {
-            write.answer(written.as_ref().map(drop).map_err(Failure::to_error));
-        }
+        // A runtime that is gone has nobody left who waits.
+        let _ = answers.send((std::mem::replace(&mut group, Vec::with_capacity(GROUP_MAX)), written));
         if checkpointer.is_nearly_done() {
             // What came since is little; with all of it in the main file the log begins again instead of growing.
             checkpoint(connection);
         }
         if written_since >= CHECKPOINT_EVERY && checkpointer.ask() {
             written_since = 0;
+        }
+    }
+}
+
+/// A group that was run, and whether it is committed.
+type Written = (Vec<Box<dyn Write>>, Result<(), Failure>);
+
+/// Answers the callers, group by group and so in the order of the commits. On the runtime and not on the writer's
+/// thread: waking a task from outside costs a system call, and there is one caller for every write.
+async fn answer_groups(mut groups: mpsc::UnboundedReceiver<Written>) {
+    while let Some((group, written)) = groups.recv().await {
+        for write in group {
+            write.answer(written.as_ref().map(drop).map_err(Failure::to_error));
         }
     }
 }

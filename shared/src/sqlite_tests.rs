@@ -67,6 +67,7 @@ async fn what_follows_a_commit_happens_although_nobody_waits() {
     // Polled once, so that it is sent, then abandoned like a request whose client hung up.
     assert!(futures_poll_once(write).await.is_none_or(|result| result.is_ok()));
     insert(&database, "a later one").await.unwrap();
+    // Groups are answered in their order, so the earlier write's turn has been.
     assert_eq!(seen.load(Ordering::SeqCst), 1);
 }
 
@@ -100,16 +101,16 @@ async fn a_full_disk_is_told_and_recovers() {
     assert_eq!(count(&database).await, before + 1);
 }
 
-#[test]
-fn a_folder_belongs_to_one_process() {
+#[tokio::test]
+async fn a_folder_belongs_to_one_process() {
     let (folder, _database) = open();
     let error = Database::open(folder.path()).unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Unavailable);
     assert!(error.to_string().contains("another Quayside process"), "{error}");
 }
 
-#[test]
-fn a_file_that_is_no_database_is_refused_and_kept() {
+#[tokio::test]
+async fn a_file_that_is_no_database_is_refused_and_kept() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("quayside.db");
     std::fs::File::create(&path).unwrap().write_all(&b"this is somebody's precious file. ".repeat(100)).unwrap();

@@ -90,6 +90,15 @@ async fn health_names_what_fails() {
 }
 
 #[tokio::test]
+async fn a_panic_is_one_answer_and_no_more() {
+    let server = server_with(|setup| setup.checks.push(Check { name: "boom", check: Arc::new(|| panic!("the secret is 42")) })).await;
+    let answered = open(&server, "/readyz", "*/*").await;
+    answered.refused(500, "internal", None);
+    assert!(!answered.text.contains("42"));
+    assert_eq!(open(&server, "/livez", "*/*").await.status, 200);
+}
+
+#[tokio::test]
 async fn metrics_are_text() {
     let server = server().await;
     let metrics = open(&server, "/metrics", "*/*").await;
@@ -134,7 +143,7 @@ async fn the_document_has_every_route_with_its_refusals() {
                     assert_eq!(schema, "#/components/schemas/Problem", "{method} {path} {status}");
                 }
                 if ["429", "503"].contains(&status.as_str()) && path != "/readyz" {
-                    assert!(response["headers"]["retry-after"].is_object(), "{method} {path} {status}");
+                    assert!(response["headers"]["Retry-After"].is_object(), "{method} {path} {status}");
                 }
             }
             let secured = operation.get("security").is_some();

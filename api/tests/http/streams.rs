@@ -159,6 +159,22 @@ async fn a_stream_resumed_anywhere_has_no_gap_and_no_repeat() {
 }
 
 #[tokio::test]
+async fn a_long_reply_comes_whole() {
+    let server = server().await;
+    let id = server.accepted("ann").await;
+    let lease = server.claim(&id).await;
+    let piece = "0123456789abcdef".repeat(256);
+    for _ in 0..300 {
+        server.append(&lease, &piece).await;
+    }
+    server.finish(&lease).await;
+    let events = Reader::open(&server, "ann", &id, None).await.rest().await;
+    assert!(events.windows(2).all(|pair| pair[0].id + 1 == pair[1].id));
+    let text: String = events.iter().filter_map(|event| event.data["text"].as_str().filter(|_| event.name == "delta")).collect();
+    assert!(text == piece.repeat(300) && events.last().unwrap().data["text"] == text.as_str());
+}
+
+#[tokio::test]
 async fn readers_that_come_and_go_while_it_runs_miss_nothing() {
     let server = server().await;
     let id = server.accepted("ann").await;
