@@ -8,6 +8,7 @@ use quayside_shared::clock::Timestamp;
 use quayside_shared::run::Run;
 use quayside_shared::store::Turn;
 use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
 
 use decode::Utf8Decoder;
 use events::Lines;
@@ -188,22 +189,19 @@ impl ReplyReader {
     }
 
     fn end_json(mut self, collected: &[u8]) -> Result<Ending, InvalidReply> {
-        #[derive(Deserialize)]
-        struct Object {
-            #[serde(alias = "text")]
-            result: String,
-            #[serde(default)]
-            usage: Option<Tokens>,
-        }
         if self.truncated {
             return Err(InvalidReply("the agent wrote more than its output limit, and so no complete JSON object"));
         }
         let last_line = collected.trim_ascii_end().rsplit(|byte| *byte == b'\n').next().unwrap_or_default();
-        let object: Object = serde_json::from_slice(collected)
-            .or_else(|_| serde_json::from_slice(last_line))
-            .map_err(|_| InvalidReply("the agent exited 0, but did not end with one JSON object that has a text in `result` or `text`"))?;
-        let rest = self.keep(object.result);
-        Ok(Ending { rest, stated: None, truncated: self.truncated, bytes: self.bytes, tokens: object.usage.unwrap_or_default() })
+        let object: Option<Map<String, Value>> = serde_json::from_slice(collected).or_else(|_| serde_json::from_slice(last_line)).ok();
+        let reply = object.as_ref().and_then(|object| object.get("result").or_else(|| object.get("text"))).and_then(Value::as_str);
+        let Some(reply) = reply else {
+            return Err(InvalidReply("the agent exited 0, but did not end with one JSON object that has a text in `result` or `text`"));
+        };
+        let usage = object.as_ref().and_then(|object| object.get("usage").cloned());
+        let tokens = usage.and_then(|usage| serde_json::from_value(usage).ok()).unwrap_or_default();
+        let rest = self.keep(reply.to_owned());
+        Ok(Ending { rest, stated: None, truncated: self.truncated, bytes: self.bytes, tokens })
     }
 
     fn take_pieces(&mut self, pieces: Vec<events::Piece>, text: &mut String) {
