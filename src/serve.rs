@@ -90,7 +90,14 @@ pub(crate) async fn up(config: Config, arguments: ServeArguments) -> anyhow::Res
 async fn work(connected: Connected, runner: Arc<dyn Runner>, config: Arc<Config>, shutdown: Shutdown) {
     let Connected { store, queue } = connected;
     let live = LiveContainers::default();
-    let sweeper = Sweeper { store: Arc::clone(&store), queue: Arc::clone(&queue), runner: Arc::clone(&runner), live: live.clone() };
+    let retry_later = Arc::new(tokio::sync::Notify::new());
+    let sweeper = Sweeper {
+        store: Arc::clone(&store),
+        queue: Arc::clone(&queue),
+        runner: Arc::clone(&runner),
+        live: live.clone(),
+        due_earlier: Arc::clone(&retry_later),
+    };
     // Before the first attempt, so that no slot's uid is shared with a container of an earlier life.
     if let Err(fault) = sweeper.remove_leftovers().await {
         tracing::warn!(error = %chain(&fault), "the container engine does not answer yet; `quayside doctor` says what to do");
@@ -108,6 +115,7 @@ async fn work(connected: Connected, runner: Arc<dyn Runner>, config: Arc<Config>
         times: LeaseTimes { duration: config.worker.lease.get(), heartbeat: config.worker.heartbeat.get() },
         live,
         hand_back: tokio_util::sync::CancellationToken::new(),
+        retry_later,
     };
     tracing::info!(worker = %attempts.worker, slots = total, "worker started");
     let sweeping = tokio::spawn(sweeper.run(shutdown.drain.clone()));

@@ -45,6 +45,7 @@ impl Worker {
         let queue = Arc::new(SqliteQueue::open(database).await.unwrap());
         let runner = Arc::new(ScriptedRunner::new());
         let (drain, live) = (CancellationToken::new(), LiveContainers::default());
+        let retry_later = Arc::new(tokio::sync::Notify::new());
         let attempts = Attempts {
             store: store.clone(),
             queue: queue.clone(),
@@ -54,8 +55,9 @@ impl Worker {
             times: LeaseTimes { duration: Duration::from_secs(10), heartbeat: Duration::from_millis(200) },
             live: live.clone(),
             hand_back: CancellationToken::new(),
+            retry_later: retry_later.clone(),
         };
-        let sweeper = Sweeper { store: store.clone(), queue: queue.clone(), runner: runner.clone(), live };
+        let sweeper = Sweeper { store: store.clone(), queue: queue.clone(), runner: runner.clone(), live, due_earlier: retry_later };
         tokio::spawn(sweeper.run(drain.clone()));
         let consuming = tokio::spawn(consume(Arc::new(attempts), Slots::new(2), drain.clone(), Duration::from_secs(2)));
         Self { store, queue, runner, drain, consuming, _folder: folder }
@@ -132,8 +134,9 @@ async fn an_engine_that_fails_uses_up_no_attempt_and_stops_the_worker() {
     worker.runner.set_engine_down(true);
     let runs = [worker.submit("cat").await, worker.submit("cat").await, worker.submit("cat").await];
     worker.until(&runs[0], "a failed launch", |run| !run.attempts.is_empty() && run.status == Status::Queued).await;
-    // At most one attempt a slot saw the fault; then no message was taken any more.
-    tokio::time::sleep(Duration::from_secs(2)).await;
+    // The attempts that were under way saw the fault; then no message was taken any more, though retries are due within
+    // half a second.
+    tokio::time::sleep(Duration::from_secs(4)).await;
     let mut attempts = 0;
     for id in &runs {
         attempts += worker.run(id).await.attempts.len();

@@ -17,6 +17,7 @@ use quayside_shared::run::{AttemptOutcome, Run};
 use quayside_shared::state::Finished;
 use quayside_shared::store::{Changed, Claim, Fenced, Lease, LeaseLost, Store};
 use quayside_shared::telemetry::names;
+use tokio::sync::Notify;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
@@ -45,6 +46,8 @@ pub struct Attempts {
     pub live: LiveContainers,
     /// Set when running attempts must be handed back.
     pub hand_back: CancellationToken,
+    /// Told when a run is to be tried again later: the sweeper must know of that moment.
+    pub retry_later: Arc<Notify>,
 }
 
 /// What a delivery came to, for the consumer.
@@ -113,6 +116,9 @@ impl Attempts {
             Ok(changed) => {
                 drop(keeper);
                 log_end(&changed.run, claimed);
+                if changed.run.not_before.is_some() {
+                    self.retry_later.notify_one();
+                }
                 self.publish(changed.wake, &trace).await;
                 delivery.ack().await;
             }

@@ -1,6 +1,6 @@
 //! Repairs what was lost: containers without an attempt, attempts without a worker, runs without a message.
 //!
-//! Level-triggered, by timer: it looks at what is, so a pass that was missed costs time and nothing else.
+//! Level-triggered, by timer and by signal: it looks at what is, so a pass that was missed costs time and nothing else.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -11,6 +11,7 @@ use quayside_shared::error::chain;
 use quayside_shared::queue::Queue;
 use quayside_shared::store::Store;
 use quayside_shared::telemetry::names;
+use tokio::sync::Notify;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
@@ -35,6 +36,8 @@ pub struct Sweeper {
     pub runner: Arc<dyn Runner>,
     /// Containers in use.
     pub live: LiveContainers,
+    /// Notified when something became due earlier than the last pass could know.
+    pub due_earlier: Arc<Notify>,
 }
 
 impl Sweeper {
@@ -65,6 +68,7 @@ impl Sweeper {
             tokio::select! {
                 () = drain.cancelled() => break,
                 () = tokio::time::sleep(pause) => {}
+                () = self.due_earlier.notified() => {}
             }
         }
     }
