@@ -53,7 +53,7 @@ stage 'The API against its OpenAPI document' tests/api/schemathesis.sh
 
 if have cargo-deny; then
   # Advisories need a database from the network and change without us; they are checked apart.
-  stage 'cargo deny' cargo deny --offline check bans licenses sources
+  stage 'cargo deny' cargo deny check bans licenses sources
 else
   note "cargo deny was not run: cargo-deny is not installed (cargo install --locked cargo-deny)"
 fi
