@@ -27,8 +27,9 @@ fn migrations() -> Migrations<'static> {
 const GROUP_MAX: usize = 512;
 /// Writes that may wait; more make the callers wait, which is the back-pressure of the API.
 const WRITE_QUEUE: usize = 4096;
-/// Writes after which the log is moved into the main file: some 30 MB of log.
-const CHECKPOINT_EVERY: usize = 2000;
+/// Writes after which the log is moved into the main file: some 80 MB of log under load. Fewer and larger moves write a
+/// page once that was changed often.
+const CHECKPOINT_EVERY: usize = 5000;
 const READERS: usize = 4;
 const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
 
