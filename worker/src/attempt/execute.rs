@@ -42,6 +42,15 @@ struct Heard {
     log: LogTail,
 }
 
+impl Heard {
+    fn take(&mut self, chunk: OutputChunk, writer: &ReplyWriter) {
+        match chunk {
+            OutputChunk::Stdout(bytes) => writer.push(self.reader.read(&bytes)),
+            OutputChunk::Stderr(bytes) => self.log.push(&bytes),
+        }
+    }
+}
+
 impl Attempts {
     pub(super) async fn execute(&self, run: &Run, lease: &Lease, keeper: &LeaseKeeper, slot: &Slot, claimed: Instant) -> (Ending, Option<Leftover>) {
         let Some(agent) = self.agents.get(&run.agent) else {
@@ -82,6 +91,10 @@ impl Attempts {
             }
             Err(interrupt) => {
                 self.kill(&mut *sandbox, run, keeper).await;
+                // What had arrived when it was killed was said.
+                while let Some(Ok(chunk)) = sandbox.next_output().await {
+                    heard.take(chunk, &writer);
+                }
                 if let Ok(exit) = sandbox.wait().await {
                     measured(&mut usage, &exit);
                 }
@@ -178,8 +191,7 @@ async fn converse(sandbox: &mut dyn Sandbox, request: bytes::Bytes, heard: &mut 
             },
         };
         match chunk.transpose()? {
-            Some(OutputChunk::Stdout(bytes)) => writer.push(heard.reader.read(&bytes)),
-            Some(OutputChunk::Stderr(bytes)) => heard.log.push(&bytes),
+            Some(chunk) => heard.take(chunk, writer),
             None => break,
         }
         if heard.reader.is_complete() {

@@ -119,7 +119,7 @@ pub(super) fn delete_conversation(db: &Connection, user: &UserId, id: &Conversat
         .optional()?;
     let Some(pk) = pk else { return Ok(None) };
     let active: Vec<Stored> = db
-        .prepare_cached(&format!("SELECT {RUN_COLUMNS} FROM runs WHERE conversation = ?1 AND status IN ('queued', 'in_progress', 'cancelling')"))?
+        .prepare_cached(&format!("SELECT {RUN_COLUMNS} FROM runs INDEXED BY runs_active_of_conversation WHERE conversation = ?1 AND status IN ('queued', 'in_progress', 'cancelling')"))?
         .query_map([pk], stored)?
         .collect::<rusqlite::Result<_>>()?;
     let mut cancelled = Vec::with_capacity(active.len());

@@ -49,20 +49,23 @@ pub(super) fn waiting(db: &Connection, id: &RunId, context: &Context) -> rusqlit
     if run.status != Status::Queued {
         return Ok(None);
     }
-    let count = |condition: &str, params: &[&dyn rusqlite::ToSql]| -> rusqlite::Result<u64> {
-        let query = format!("SELECT count(*) FROM (SELECT 1 FROM runs WHERE status = 'queued' AND {condition} LIMIT {})", POSITION_MAX - 1);
+    let count = |index: &str, condition: &str, params: &[&dyn rusqlite::ToSql]| -> rusqlite::Result<u64> {
+        let query = format!(
+            "SELECT count(*) FROM (SELECT 1 FROM runs INDEXED BY {index} WHERE status = 'queued' AND {condition} LIMIT {})",
+            POSITION_MAX - 1
+        );
         db.prepare_cached(&query)?.query_row(params, |row| row.get(0))
     };
     let (reason, before) = if run.not_before.is_some_and(|at| at > context.now) {
         (if run.attempts.is_empty() { WaitingReason::Scheduled } else { WaitingReason::Retrying }, 0)
     } else if has_active_predecessor(db, conversation, ordinal)? {
         let earlier = "conversation = ?1 AND ordinal < ?2 AND status IN ('queued', 'in_progress', 'cancelling')";
-        (WaitingReason::ConversationBusy, count(earlier, &[&conversation, &ordinal])?)
+        (WaitingReason::ConversationBusy, count("runs_active_of_conversation", earlier, &[&conversation, &ordinal])?)
     } else if running_of_user(db, &run.user_id)? >= context.options.running_per_user {
         let earlier = "user_id = ?1 AND pk < ?2 AND status IN ('queued', 'in_progress', 'cancelling')";
-        (WaitingReason::UserQuota, count(earlier, &[&run.user_id.as_str(), &pk])?)
+        (WaitingReason::UserQuota, count("runs_active_of_user", earlier, &[&run.user_id.as_str(), &pk])?)
     } else {
-        (WaitingReason::NoCapacity, count("pk < ?1", &[&pk])?)
+        (WaitingReason::NoCapacity, count("runs_queued", "pk < ?1", &[&pk])?)
     };
     Ok(Some(Waiting { reason, position: before + 1 }))
 }
@@ -103,7 +106,7 @@ pub(super) fn events(db: &Connection, id: &RunId, after: u64) -> rusqlite::Resul
 pub(super) fn history(db: &Connection, id: &RunId, max_bytes: usize) -> rusqlite::Result<Vec<Turn>> {
     let Some(Stored { conversation, ordinal, .. }) = load(db, id)? else { return Ok(Vec::new()) };
     let mut statement = db.prepare_cached(
-        "SELECT pk, message, doc FROM runs WHERE conversation = ?1 AND ordinal < ?2 AND rolled_back = 0
+        "SELECT pk, message, doc FROM runs INDEXED BY runs_of_conversation WHERE conversation = ?1 AND ordinal < ?2 AND rolled_back = 0
             AND status NOT IN ('queued', 'in_progress', 'cancelling') ORDER BY ordinal DESC",
     )?;
     let mut rows = statement.query([conversation, ordinal])?;
@@ -126,8 +129,8 @@ pub(super) fn history(db: &Connection, id: &RunId, max_bytes: usize) -> rusqlite
 }
 
 const CONVERSATION_COLUMNS: &str = "c.pk, c.id, c.title, c.created_at, c.updated_at,
-    (SELECT count(*) FROM runs r WHERE r.conversation = c.pk AND r.rolled_back = 0),
-    (SELECT count(*) FROM runs r WHERE r.conversation = c.pk AND r.status IN ('queued', 'in_progress', 'cancelling'))";
+    (SELECT count(*) FROM runs r INDEXED BY runs_of_conversation WHERE r.conversation = c.pk AND r.rolled_back = 0),
+    (SELECT count(*) FROM runs r INDEXED BY runs_active_of_conversation WHERE r.conversation = c.pk AND r.status IN ('queued', 'in_progress', 'cancelling'))";
 
 fn conversation_row(row: &Row<'_>) -> rusqlite::Result<(i64, Conversation)> {
     let id = row.get_ref(1)?.as_str()?.parse().map_err(|error| super::rows::conversion(1, error))?;
@@ -193,7 +196,7 @@ pub(super) fn conversation_runs(
         Some(_) => return Ok(Some(Err(BadCursor))),
     };
     let mut statement = db.prepare_cached(&format!(
-        "SELECT {} FROM runs WHERE conversation = ?1 AND ordinal > ?2 AND rolled_back = 0 ORDER BY ordinal LIMIT ?3",
+        "SELECT {} FROM runs INDEXED BY runs_of_conversation WHERE conversation = ?1 AND ordinal > ?2 AND rolled_back = 0 ORDER BY ordinal LIMIT ?3",
         super::rows::RUN_COLUMNS
     ))?;
     let mut rows = statement.query(params![conversation, after, u64::from(limit) + 1])?;
@@ -214,9 +217,12 @@ pub(super) fn conversation_runs(
 
 pub(super) fn depth(db: &Connection) -> rusqlite::Result<Depth> {
     let queued = queue_length(db)?;
-    let leased = db.prepare_cached("SELECT count(*) FROM runs WHERE lease_expires_at IS NOT NULL")?.query_row([], |row| row.get(0))?;
-    let oldest: Option<String> =
-        db.prepare_cached("SELECT doc FROM runs WHERE status = 'queued' ORDER BY pk LIMIT 1")?.query_row([], |row| row.get(0)).optional()?;
+    let leased =
+        db.prepare_cached("SELECT count(*) FROM runs INDEXED BY runs_leased WHERE lease_expires_at IS NOT NULL")?.query_row([], |row| row.get(0))?;
+    let oldest: Option<String> = db
+        .prepare_cached("SELECT doc FROM runs INDEXED BY runs_queued WHERE status = 'queued' ORDER BY pk LIMIT 1")?
+        .query_row([], |row| row.get(0))
+        .optional()?;
     let oldest_queued_at = oldest.and_then(|doc| serde_json::from_str::<Run>(&doc).ok()).map(|run| run.created_at);
     Ok(Depth { queued, leased, oldest_queued_at })
 }

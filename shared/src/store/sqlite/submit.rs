@@ -154,7 +154,7 @@ fn title(message: &str) -> String {
 
 fn active_runs(db: &Connection, conversation: i64) -> rusqlite::Result<Vec<Stored>> {
     db.prepare_cached(&format!(
-        "SELECT {RUN_COLUMNS} FROM runs WHERE conversation = ?1 AND status IN ('queued', 'in_progress', 'cancelling') ORDER BY ordinal"
+        "SELECT {RUN_COLUMNS} FROM runs INDEXED BY runs_active_of_conversation WHERE conversation = ?1 AND status IN ('queued', 'in_progress', 'cancelling') ORDER BY ordinal"
     ))?
     .query_map([conversation], stored)?
     .collect()

@@ -19,7 +19,7 @@ const BATCH: u32 = 500;
 pub(super) fn sweep(db: &Connection, context: &Context) -> rusqlite::Result<(Sweep, Vec<Run>)> {
     let mut sweep = Sweep::default();
     let mut runs = Vec::new();
-    for mut found in due(db, "lease_expires_at <= ?1", "lease_expires_at", context)? {
+    for mut found in due(db, "runs_leased", "lease_expires_at <= ?1", "lease_expires_at", context)? {
         if state::lose_lease(&mut found.run, &context.options.retry, context.jitter, context.now).is_ok() {
             if found.run.status == Status::Queued {
                 drop_reply(db, found.pk)?;
@@ -28,7 +28,7 @@ pub(super) fn sweep(db: &Connection, context: &Context) -> rusqlite::Result<(Swe
             record(changed(db, found, context)?, &mut sweep, &mut runs);
         }
     }
-    for mut found in due(db, "start_by <= ?1 AND start_by IS NOT NULL AND status = 'queued'", "start_by", context)? {
+    for mut found in due(db, "runs_start_by", "start_by <= ?1 AND start_by IS NOT NULL AND status = 'queued'", "start_by", context)? {
         if state::expire(&mut found.run, context.now).is_ok() {
             sweep.expired += 1;
             record(changed(db, found, context)?, &mut sweep, &mut runs);
@@ -48,8 +48,8 @@ fn record(changed: crate::store::Changed, sweep: &mut Sweep, runs: &mut Vec<Run>
     runs.push(changed.run);
 }
 
-fn due(db: &Connection, condition: &str, order: &str, context: &Context) -> rusqlite::Result<Vec<Stored>> {
-    db.prepare_cached(&format!("SELECT {RUN_COLUMNS} FROM runs WHERE {condition} ORDER BY {order} LIMIT {BATCH}"))?
+fn due(db: &Connection, index: &str, condition: &str, order: &str, context: &Context) -> rusqlite::Result<Vec<Stored>> {
+    db.prepare_cached(&format!("SELECT {RUN_COLUMNS} FROM runs INDEXED BY {index} WHERE {condition} ORDER BY {order} LIMIT {BATCH}"))?
         .query_map([context.now.as_millis()], stored)?
         .collect()
 }
@@ -58,7 +58,7 @@ fn due(db: &Connection, condition: &str, order: &str, context: &Context) -> rusq
 fn retries_due(db: &Connection, context: &Context) -> rusqlite::Result<Vec<RunId>> {
     db.prepare_cached(&format!(
         "UPDATE runs SET not_before = NULL, published_at = ?1 WHERE pk IN
-            (SELECT pk FROM runs WHERE not_before <= ?1 AND not_before IS NOT NULL AND status = 'queued' ORDER BY not_before LIMIT {BATCH})
+            (SELECT pk FROM runs INDEXED BY runs_not_before WHERE not_before <= ?1 AND not_before IS NOT NULL AND status = 'queued' ORDER BY not_before LIMIT {BATCH})
          RETURNING id"
     ))?
     .query_map([context.now.as_millis()], run_id)?
@@ -70,8 +70,8 @@ fn unpublished(db: &Connection, context: &Context) -> rusqlite::Result<Vec<RunId
     let before = context.now - context.options.republish_after;
     let silent: Vec<(i64, RunId)> = db
         .prepare_cached(&format!(
-            "SELECT r.id, r.pk FROM runs r WHERE r.status = 'queued' AND r.published_at <= ?1 AND r.not_before IS NULL
-                AND NOT EXISTS (SELECT 1 FROM runs p WHERE p.conversation = r.conversation AND p.ordinal < r.ordinal
+            "SELECT r.id, r.pk FROM runs r INDEXED BY runs_published WHERE r.status = 'queued' AND r.published_at <= ?1 AND r.not_before IS NULL
+                AND NOT EXISTS (SELECT 1 FROM runs p INDEXED BY runs_active_of_conversation WHERE p.conversation = r.conversation AND p.ordinal < r.ordinal
                                    AND p.status IN ('queued', 'in_progress', 'cancelling'))
               ORDER BY r.published_at LIMIT {BATCH}"
         ))?
@@ -87,7 +87,7 @@ fn remove_expired(db: &Connection, context: &Context) -> rusqlite::Result<u64> {
     let now = context.now.as_millis();
     let mut removed = db
         .prepare_cached(&format!(
-            "DELETE FROM runs WHERE pk IN (SELECT pk FROM runs WHERE expire_at <= ?1 AND expire_at IS NOT NULL ORDER BY expire_at LIMIT {BATCH})"
+            "DELETE FROM runs WHERE pk IN (SELECT pk FROM runs INDEXED BY runs_expire WHERE expire_at <= ?1 AND expire_at IS NOT NULL ORDER BY expire_at LIMIT {BATCH})"
         ))?
         .execute([now])?;
     removed += db
@@ -99,13 +99,15 @@ fn remove_expired(db: &Connection, context: &Context) -> rusqlite::Result<u64> {
     let deleted: Option<i64> = db
         .prepare_cached(
             "SELECT c.pk FROM conversations c WHERE c.deleted = 1 AND NOT EXISTS
-                (SELECT 1 FROM runs r WHERE r.conversation = c.pk AND r.status IN ('queued', 'in_progress', 'cancelling')) LIMIT 1",
+                (SELECT 1 FROM runs r INDEXED BY runs_active_of_conversation WHERE r.conversation = c.pk AND r.status IN ('queued', 'in_progress', 'cancelling')) LIMIT 1",
         )?
         .query_row([], |row| row.get(0))
         .optional()?;
     if let Some(conversation) = deleted {
         let runs = db
-            .prepare_cached(&format!("DELETE FROM runs WHERE pk IN (SELECT pk FROM runs WHERE conversation = ?1 LIMIT {BATCH})"))?
+            .prepare_cached(&format!(
+                "DELETE FROM runs WHERE pk IN (SELECT pk FROM runs INDEXED BY runs_of_conversation WHERE conversation = ?1 LIMIT {BATCH})"
+            ))?
             .execute([conversation])?;
         if runs < BATCH as usize {
             db.prepare_cached("DELETE FROM conversations WHERE pk = ?1")?.execute([conversation])?;
@@ -119,9 +121,9 @@ fn next_at(db: &Connection) -> rusqlite::Result<Option<Timestamp>> {
     let next: Option<i64> = db
         .prepare_cached(
             "SELECT min(at) FROM (
-                SELECT min(lease_expires_at) AS at FROM runs WHERE lease_expires_at IS NOT NULL
-                UNION ALL SELECT min(not_before) FROM runs WHERE not_before IS NOT NULL AND status = 'queued'
-                UNION ALL SELECT min(start_by) FROM runs WHERE start_by IS NOT NULL AND status = 'queued')",
+                SELECT min(lease_expires_at) AS at FROM runs INDEXED BY runs_leased WHERE lease_expires_at IS NOT NULL
+                UNION ALL SELECT min(not_before) FROM runs INDEXED BY runs_not_before WHERE not_before IS NOT NULL AND status = 'queued'
+                UNION ALL SELECT min(start_by) FROM runs INDEXED BY runs_start_by WHERE start_by IS NOT NULL AND status = 'queued')",
         )?
         .query_row(params![], |row| row.get(0))?;
     Ok(next.map(Timestamp::from_millis))
