@@ -60,7 +60,7 @@ def plan(message):
     """Splits a message into (program or None, languages of the blocks that are not run)."""
     tree = parse(message)
     if tree is not None and is_code(tree):
-        return as_program(message, tree), []
+        return message, []
     return fenced_program(message)
 
 
@@ -91,12 +91,13 @@ def is_code(tree):
     return all(node.id in bound or hasattr(builtins, node.id) for node in names)
 
 
-def as_program(message, tree):
-    """The message itself; a lone expression without a call is printed, for it can have no other effect."""
+def compiled(program):
+    """The program's code; of a lone expression without a call the value is shown, for it can have no other effect."""
+    tree = ast.parse(program, SOURCE)
     lone = tree.body[0] if len(tree.body) == 1 else None
     if isinstance(lone, ast.Expr) and not any(isinstance(node, (ast.Call, ast.Await)) for node in ast.walk(lone)):
-        return f"print(repr(\n{message}\n))"
-    return message
+        return compile(ast.Interactive(tree.body), SOURCE, "single")
+    return compile(program, SOURCE, "exec")
 
 
 def fenced_program(message):
@@ -170,7 +171,7 @@ def execute(program):
     sys.path[0] = ""  # the working directory, as with `python3 -c`, not the folder of this file
     linecache.cache[SOURCE] = (len(program), None, program.splitlines(keepends=True), SOURCE)
     try:
-        exec(compile(program, SOURCE, "exec"), module.__dict__)
+        exec(compiled(program), module.__dict__)
     except SystemExit as stop:
         if stop.code is None:
             return 0

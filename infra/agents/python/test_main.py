@@ -244,6 +244,9 @@ class HowAProgramEnds(unittest.TestCase):
         self.assertIn("KeyError: 'k'", reply.text)
         self.assertNotIn("main.py", reply.text)
 
+    def test_a_lone_expression_fails_on_its_own_line(self):
+        self.assertIn('File "<message>", line 1, in <module>\n    1/0\n', ask("1/0").text)
+
     def test_lines_of_a_traceback_are_those_of_the_message(self):
         self.assertIn("line 4, in <module>", ask("Text\n\n```python\n1 / 0\n```").text)
 
