@@ -44,7 +44,12 @@ pub(crate) async fn up(config: Config, arguments: ServeArguments) -> anyhow::Res
     let metrics = quayside_shared::telemetry::install_metrics().context("installing the metrics recorder")?;
     let connected = connect(&config).await.with_context(|| format!("opening the data in {}", config.backend.data_dir.display()))?;
     let runner = runner(&config)?;
-    let listener = TcpListener::bind(config.api.bind).await.with_context(|| format!("listening on {}", config.api.bind))?;
+    let listener = TcpListener::bind(config.api.bind).await.with_context(|| {
+        format!(
+            "cannot listen on {}; stop what is there, or choose another address (QUAYSIDE__API__BIND=127.0.0.1:0 takes a free port)",
+            config.api.bind
+        )
+    })?;
     let address = listener.local_addr().context("asking for the bound address")?;
 
     let config = Arc::new(config);

@@ -16,7 +16,7 @@ use http::header::CONTENT_TYPE;
 use http::{HeaderMap, HeaderName};
 use quayside_shared::error::chain;
 use quayside_shared::ids::{RunId, UserId};
-use quayside_shared::run::{RunEvent, RunEventKind, Status, WaitingReason};
+use quayside_shared::run::{RunEvent, RunEventKind, Status};
 use quayside_shared::store::Watch;
 use serde::Serialize;
 use utoipa::ToSchema;
@@ -62,7 +62,7 @@ enum EventName {
 struct StatusEvent {
     sequence_number: u64,
     status: StatusView,
-    /// Why it waits; null unless it is queued.
+    /// Why it waits; null unless it is queued. Its place in the line is the run's to tell, not an event's: null.
     waiting: Option<WaitingView>,
 }
 
@@ -144,7 +144,7 @@ impl Follower {
     async fn next(&mut self) -> Option<Bytes> {
         loop {
             if !self.pending.is_empty() {
-                return self.written().await;
+                return Some(self.written());
             }
             if self.ended {
                 return None;
@@ -168,13 +168,14 @@ impl Follower {
         }
     }
 
-    async fn written(&mut self) -> Option<Bytes> {
+    fn written(&mut self) -> Bytes {
         let mut chunk = Vec::new();
         while let Some(event) = self.pending.pop_front() {
             let sequence_number = event.sequence_number;
             match event.kind {
                 RunEventKind::Status { status, waiting } => {
-                    let waiting = self.waiting(status, waiting).await?;
+                    // An event is the same whoever reads it whenever: a place in the line is not.
+                    let waiting = waiting.filter(|_| status == Status::Queued).map(WaitingView::uncounted);
                     frame(&mut chunk, "status", sequence_number, &StatusEvent { sequence_number, status: status.into(), waiting });
                 }
                 RunEventKind::Delta { text } => frame(&mut chunk, "delta", sequence_number, &DeltaEvent { sequence_number, text: &text }),
@@ -184,21 +185,7 @@ impl Follower {
                 break;
             }
         }
-        Some(chunk.into())
-    }
-
-    /// What a queued run waits for: its place in the line too, when nothing came after.
-    async fn waiting(&self, status: Status, reason: Option<WaitingReason>) -> Option<Option<WaitingView>> {
-        if status != Status::Queued {
-            return Some(None);
-        }
-        let uncounted = reason.map(WaitingView::uncounted);
-        if !self.pending.is_empty() {
-            return Some(uncounted);
-        }
-        let run = self.told(self.app.deps.store.run(&self.id).await)??;
-        let counted = self.told(self.app.deps.store.waiting(&run).await)?;
-        Some(counted.map(WaitingView::from).or(uncounted))
+        chunk.into()
     }
 
     async fn result(&mut self) -> Option<Bytes> {

@@ -53,7 +53,7 @@ words! {
 pub(crate) struct WaitingView {
     /// Why it waits.
     reason: ReasonView,
-    /// 1 is next: its place among the runs that wait for the same thing, counted up to 10,000. Null in events of the past.
+    /// 1 is next: its place among the runs that wait for the same thing, counted up to 10,000. Null in events: they stay as they are.
     #[schema(required, minimum = 1)]
     position: Option<u64>,
 }
