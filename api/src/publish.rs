@@ -86,6 +86,13 @@ mod tests {
             Box::pin(std::future::pending())
         }
 
+        fn stop_receiving<'a, 'c>(&'a self) -> BoxFuture<'c, ()>
+        where
+            'a: 'c,
+        {
+            Box::pin(async {})
+        }
+
         fn ping<'a, 'c>(&'a self) -> BoxFuture<'c, Result<()>>
         where
             'a: 'c,

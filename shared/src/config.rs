@@ -3,6 +3,7 @@
 //! `quayside.toml` first, then `QUAYSIDE__SECTION__KEY` for each `[section] key`. Whatever is unknown, malformed or
 //! contradictory is a [`ConfigError`] that says where it stands and what to write instead.
 
+mod google;
 mod source;
 mod values;
 
@@ -13,6 +14,7 @@ use std::time::Duration;
 
 use serde::Deserialize;
 
+pub use google::Google;
 pub use source::ConfigError;
 pub use values::{HumanDuration, HumanSize};
 
@@ -26,6 +28,8 @@ pub struct Config {
     pub api: Api,
     /// Where runs are kept and queued.
     pub backend: Backend,
+    /// Where Google's services are.
+    pub google: Google,
     /// The side that runs containers.
     pub worker: Worker,
     /// How containers are made.
@@ -94,6 +98,8 @@ pub struct Worker {
     pub drain: HumanDuration,
     /// Lost workers in a row after which a run is poison. Defaults to 3.
     pub max_attempts: u32,
+    /// Where a worker of its own serves `/livez`, `/readyz` and `/metrics`. Defaults to nowhere.
+    pub probes: Option<SocketAddr>,
 }
 
 /// `[runner]`
@@ -155,6 +161,7 @@ impl Default for Worker {
             heartbeat: Duration::from_secs(10).into(),
             drain: Duration::from_secs(25).into(),
             max_attempts: 3,
+            probes: None,
         }
     }
 }
@@ -183,8 +190,7 @@ impl Default for Limits {
 struct File {
     api: Api,
     backend: Backend,
-    /// Read by the `google` backend only; checked there.
-    google: BTreeMap<String, toml::Value>,
+    google: Google,
     worker: Worker,
     runner: Runner,
     limits: Limits,
@@ -214,20 +220,17 @@ struct AgentFile {
 impl Config {
     /// Reads `file` (or `quayside.toml` in the working directory, if there is one) and then `environment`.
     pub fn load(file: Option<&std::path::Path>, environment: impl IntoIterator<Item = (String, String)>) -> Result<Self, ConfigError> {
-        let source = source::Source::read(file, environment)?;
-        let config = Self::check(source.parse()?, &source)?;
-        Ok(config)
+        let environment: Vec<_> = environment.into_iter().collect();
+        let source = source::Source::read(file, environment.iter().cloned())?;
+        let mut file = source.parse()?;
+        file.google = file.google.with_emulators(&environment);
+        Self::check(file, &source)
     }
 
     fn check(file: File, source: &source::Source) -> Result<Self, ConfigError> {
         let wrong = |key: &str, what: &str| Err(source.error(key, what));
-        let File { api, backend, google: _, worker, runner, limits, agents } = file;
-        if backend.kind == BackendKind::Google {
-            return wrong("backend.kind", "this build has the `embedded` backend only; write kind = \"embedded\"");
-        }
-        if api.auth == Auth::Tokens {
-            return wrong("api.auth", "tokens are not supported by this build; write auth = \"header\" and keep the bind address on loopback");
-        }
+        let File { api, backend, google, worker, runner, limits, agents } = file;
+        google.check(&backend, source)?;
         for origin in &api.cors_origins {
             let host = origin.strip_prefix("https://").or_else(|| origin.strip_prefix("http://"));
             if host.is_none_or(|host| host.is_empty() || host.contains(['/', '*', ' '])) {
@@ -273,7 +276,7 @@ impl Config {
         if !agents.contains_key(&api.default_agent) {
             return wrong("api.default_agent", &format!("there is no [agents.{}]; name one that is there or add it", api.default_agent));
         }
-        Ok(Self { api, backend, worker, runner, limits, agents })
+        Ok(Self { api, backend, google, worker, runner, limits, agents })
     }
 }
 

@@ -73,8 +73,6 @@ fn bare_numbers_are_refused() {
 fn contradictions_say_what_to_write() {
     assert!(refusal("[worker]\nlease = \"10s\"\nheartbeat = \"9s\"\n", &[]).contains("half of worker.lease"));
     assert!(refusal("[api]\ndefault_agent = \"ghost\"\n", &[]).contains("[agents.ghost]"));
-    assert!(refusal("[backend]\nkind = \"google\"\n", &[]).contains("embedded"));
-    assert!(refusal("[api]\nauth = \"tokens\"\n", &[]).contains("auth = \"header\""));
     assert!(refusal("[api]\ncors_origins = [\"*\"]\n", &[]).contains("without a path or a wildcard"));
     assert!(refusal("[agents.x]\ncommand = [\"a\"]\n", &[]).contains("needs an image"));
     assert!(refusal("[agents.x]\nimage = \"a\"\nmemory = \"1KiB\"\n", &[]).contains("6MiB"));
@@ -84,4 +82,31 @@ fn contradictions_say_what_to_write() {
 fn a_missing_file_that_was_named_is_an_error() {
     let error = Config::load(Some(std::path::Path::new("/nonexistent/q.toml")), []).unwrap_err();
     assert!(error.to_string().contains("/nonexistent/q.toml"));
+}
+
+#[test]
+fn a_demo_project_needs_its_emulators() {
+    let google = "[backend]\nkind = \"google\"\n";
+    let text = refusal(google, &[("PUBSUB_EMULATOR_HOST", "127.0.0.1:1")]);
+    assert!(text.contains("google.project_id") && text.contains("FIRESTORE_EMULATOR_HOST"), "{text}");
+    let emulators = [("PUBSUB_EMULATOR_HOST", "127.0.0.1:1"), ("FIRESTORE_EMULATOR_HOST", "http://[::1]:2/"), ("FIREBASE_AUTH_EMULATOR_HOST", "")];
+    let config = load(google, &emulators).unwrap().google;
+    assert_eq!((config.pubsub_emulator.as_deref(), config.firestore_emulator.as_deref()), (Some("127.0.0.1:1"), Some("[::1]:2")));
+    assert_eq!((config.auth_emulator, config.dead_letter_topic.as_str()), (None, "runs-dead-letters"));
+    load("[backend]\nkind = \"google\"\n[google]\nproject_id = \"real\"\n", &[]).unwrap();
+}
+
+#[test]
+fn names_that_pubsub_would_refuse_are_refused_here() {
+    for (key, value) in [
+        ("topic", "t1"),
+        ("subscription", "goog-runs"),
+        ("topic", "a/b"),
+        ("dead_letter_topic", "runs"),
+        ("project_id", "a b"),
+        ("firebase_sdk", "ftp://x"),
+    ] {
+        let text = refusal(&format!("[google]\n{key} = \"{value}\"\n"), &[]);
+        assert!(text.contains(&format!("google.{key}")), "{text}");
+    }
 }

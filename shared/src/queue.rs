@@ -3,6 +3,7 @@
 //! The store is the truth. A message is a hint: losing, doubling or reordering it is harmless, because claims are
 //! fenced by the store and the sweeper publishes again what was lost.
 
+pub mod pubsub;
 pub mod sqlite;
 
 use std::collections::BTreeMap;
@@ -53,6 +54,9 @@ pub trait Queue: Send + Sync + 'static {
     /// Waits until a message is there and leases it. Never returns empty-handed and never polls: the caller decides
     /// with `select!` how long to wait. Cancel-safe: a dropped wait takes no message with it.
     async fn receive(&self) -> Result<Box<dyn Delivery>>;
+
+    /// Leases no more messages; those that wait here go back at once. For a worker that drains.
+    async fn stop_receiving(&self);
 
     /// Whether the queue answers.
     async fn ping(&self) -> Result<()>;

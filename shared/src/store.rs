@@ -6,6 +6,8 @@
 //! A call that frees the way for other runs returns them in `wake`: the caller publishes a message for each. When that
 //! publish is lost, the sweeper repairs it.
 
+mod draft;
+pub mod firestore;
 pub(crate) mod hub;
 pub mod sqlite;
 
@@ -18,11 +20,39 @@ use tokio::sync::watch;
 use crate::clock::Timestamp;
 use crate::error::{Error, Result};
 use crate::ids::{AgentName, ConversationId, RunId, UserId, WorkerId};
+use crate::retry::RetryPolicy;
 use crate::run::{AttemptOutcome, Run, RunEvent, Waiting, WaitingReason};
 use crate::state::Finished;
 
 /// Places in the line are counted this far: nobody waits differently at a later one, and counting costs its length.
 pub const POSITION_MAX: u64 = 10_000;
+
+/// What every store decides by.
+#[derive(Debug, Clone, Copy)]
+pub struct StoreOptions {
+    /// Runs of one user that may wait.
+    pub queued_per_user: u32,
+    /// Runs of one user in progress at once.
+    pub running_per_user: u32,
+    /// How long a finished run is kept.
+    pub retention: Duration,
+    /// When a queued run that nobody picked up is published again.
+    pub republish_after: Duration,
+    /// When a lost attempt is tried again.
+    pub retry: RetryPolicy,
+}
+
+impl Default for StoreOptions {
+    fn default() -> Self {
+        Self {
+            queued_per_user: 100,
+            running_per_user: 2,
+            retention: Duration::from_secs(30 * 24 * 3600),
+            republish_after: Duration::from_secs(30),
+            retry: RetryPolicy::default(),
+        }
+    }
+}
 
 /// What happens when the conversation is busy. The words are LangGraph's.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]

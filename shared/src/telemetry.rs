@@ -7,7 +7,9 @@
 use std::fmt;
 use std::io::IsTerminal;
 
-use metrics_exporter_prometheus::{Matcher, PrometheusBuilder, PrometheusHandle};
+/// Renders the process's metrics.
+pub use metrics_exporter_prometheus::PrometheusHandle as MetricsHandle;
+use metrics_exporter_prometheus::{Matcher, PrometheusBuilder};
 use serde_json::{Map, Value};
 use tracing::field::{Field, Visit};
 use tracing::{Event, Level, Subscriber};
@@ -54,7 +56,7 @@ pub mod names {
 ///
 /// # Errors
 /// When a recorder is installed already.
-pub fn install_metrics() -> Result<PrometheusHandle, metrics_exporter_prometheus::BuildError> {
+pub fn install_metrics() -> Result<MetricsHandle, metrics_exporter_prometheus::BuildError> {
     const SECONDS: [f64; 14] = [0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 10.0, 60.0, 600.0];
     let handle = PrometheusBuilder::new().set_buckets_for_metric(Matcher::Suffix("_seconds".to_owned()), &SECONDS)?.install_recorder()?;
     metrics::describe_counter!(names::RUNS_SUBMITTED, "Accepted runs");

@@ -144,6 +144,9 @@ impl Queue for SqliteQueue {
         }
     }
 
+    /// Nothing is leased before somebody asks for it, so nothing has to go back.
+    async fn stop_receiving(&self) {}
+
     async fn ping(&self) -> Result<()> {
         self.database.read(|_| Ok(())).await
     }

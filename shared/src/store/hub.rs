@@ -24,6 +24,23 @@ impl Hub {
         Watch::new(senders.entry(id.clone()).or_insert_with(|| watch::Sender::new(Signal::default())).subscribe())
     }
 
+    /// The runs that somebody watches, in order; abandoned watches are swept out.
+    pub(crate) fn watched(&self) -> Vec<RunId> {
+        let mut senders = self.senders.lock().unwrap_or_else(PoisonError::into_inner);
+        senders.retain(|_, sender| sender.receiver_count() > 0);
+        let mut watched: Vec<RunId> = senders.keys().cloned().collect();
+        watched.sort_unstable();
+        watched
+    }
+
+    /// Makes every watcher read again, without saying that anything changed.
+    pub(crate) fn signal_all(&self) {
+        let senders = self.senders.lock().unwrap_or_else(PoisonError::into_inner);
+        for sender in senders.values() {
+            sender.send_modify(|signal| signal.changes += 1);
+        }
+    }
+
     pub(crate) fn signal(&self, id: &RunId, cancelling: bool, ended: bool) {
         let mut senders = self.senders.lock().unwrap_or_else(PoisonError::into_inner);
         let Some(sender) = senders.get(id) else { return };

@@ -17,41 +17,14 @@ use async_trait::async_trait;
 use crate::clock::Clock;
 use crate::error::{Error, ErrorKind, Result};
 use crate::ids::{ConversationId, RunId, UserId, WorkerId};
-use crate::retry::RetryPolicy;
 use crate::run::{AttemptOutcome, Run, Status, Waiting};
 use crate::sqlite::Database;
 use crate::state::Finished;
 use crate::store::hub::Hub;
 use crate::store::{
-    BadCursor, Changed, Claim, Conversation, Depth, Events, Fenced, Lease, NewRun, Page, Standing, Store, SubmitError, Submitted, Sweep, Turn, Watch,
+    BadCursor, Changed, Claim, Conversation, Depth, Events, Fenced, Lease, NewRun, Page, Standing, Store, StoreOptions, SubmitError, Submitted,
+    Sweep, Turn, Watch,
 };
-
-/// What the store decides by.
-#[derive(Debug, Clone, Copy)]
-pub struct StoreOptions {
-    /// Runs of one user that may wait.
-    pub queued_per_user: u32,
-    /// Runs of one user in progress at once.
-    pub running_per_user: u32,
-    /// How long a finished run is kept.
-    pub retention: Duration,
-    /// When a queued run that nobody picked up is published again.
-    pub republish_after: Duration,
-    /// When a lost attempt is tried again.
-    pub retry: RetryPolicy,
-}
-
-impl Default for StoreOptions {
-    fn default() -> Self {
-        Self {
-            queued_per_user: 100,
-            running_per_user: 2,
-            retention: Duration::from_secs(30 * 24 * 3600),
-            republish_after: Duration::from_secs(30),
-            retry: RetryPolicy::default(),
-        }
-    }
-}
 
 /// The embedded [`Store`].
 pub struct SqliteStore {

@@ -1,19 +1,14 @@
 //! Accepting a run: all of it or nothing.
 
-use std::time::Duration;
-
 use rusqlite::{Connection, OptionalExtension, params};
 
 use super::Context;
 use super::change::cancel_stored;
 use super::rows::{RUN_COLUMNS, Stored, active_of_user, document, lengthen_queue, startable, stored};
 use crate::clock::Timestamp;
-use crate::run::{Run, Status, StatusChange, Usage, Waiting, WaitingReason};
+use crate::run::{Run, Status, Waiting, WaitingReason};
+use crate::store::draft;
 use crate::store::{Idempotency, MultitaskStrategy, NewRun, POSITION_MAX, SubmitError, Submitted};
-
-/// How long a key stands for its run: 24 hours, by the contract.
-const IDEMPOTENCY_TTL: Duration = Duration::from_secs(24 * 3600);
-const TITLE_MAX_CHARS: usize = 80;
 
 /// What was accepted, and the runs that were cancelled for it.
 pub(super) struct Accepted {
@@ -32,9 +27,9 @@ pub(super) struct Prepared {
 
 /// Runs on the caller's thread: the writer's time is everybody's.
 pub(super) fn prepare(new: NewRun, context: &Context) -> rusqlite::Result<Prepared> {
-    let mut run = first_version(&new, context);
+    let mut run = draft::first_version(&new, context.now);
     let doc = document(&mut run)?;
-    let title = title(&new.message);
+    let title = draft::title(&new.message);
     Ok(Prepared { new, run, doc, title })
 }
 
@@ -99,7 +94,7 @@ pub(super) fn submit(db: &Connection, prepared: &Prepared, context: &Context) ->
     let run = insert(db, prepared, conversation, ordinal, reason)?;
     if let Some(Idempotency { key, body_hash }) = &new.idempotency {
         db.prepare_cached("INSERT OR REPLACE INTO idempotency_keys (user_id, key, body_hash, run_id, expires_at) VALUES (?1, ?2, ?3, ?4, ?5)")?
-            .execute(params![run.user_id.as_str(), key, body_hash, run.id.as_str(), (context.now + IDEMPOTENCY_TTL).as_millis()])?;
+            .execute(params![run.user_id.as_str(), key, body_hash, run.id.as_str(), (context.now + draft::IDEMPOTENCY_TTL).as_millis()])?;
     }
     let queued = lengthen_queue(db, 1)?;
     let position = match reason {
@@ -146,12 +141,6 @@ fn create_conversation(db: &Connection, prepared: &Prepared, context: &Context) 
         .insert(params![new.user_id.as_str(), new.conversation_id.as_str(), title, context.now.as_millis()])
 }
 
-/// The beginning of the first message, on one line.
-fn title(message: &str) -> String {
-    let words: Vec<&str> = message.split_whitespace().take(TITLE_MAX_CHARS).collect();
-    words.join(" ").chars().filter(|c| !c.is_control()).take(TITLE_MAX_CHARS).collect()
-}
-
 fn active_runs(db: &Connection, conversation: i64) -> rusqlite::Result<Vec<Stored>> {
     db.prepare_cached(&format!(
         "SELECT {RUN_COLUMNS} FROM runs INDEXED BY runs_active_of_conversation WHERE conversation = ?1 AND status IN ('queued', 'in_progress', 'cancelling') ORDER BY ordinal"
@@ -165,10 +154,7 @@ fn insert(db: &Connection, prepared: &Prepared, conversation: i64, ordinal: i64,
     let held_up = if run.waiting_reason == Some(reason) {
         None
     } else {
-        run.waiting_reason = Some(reason);
-        for change in &mut run.status_log {
-            change.waiting_reason = Some(reason);
-        }
+        draft::held_up_by(&mut run, reason);
         Some(document(&mut run)?)
     };
     db.prepare_cached(
@@ -186,37 +172,4 @@ fn insert(db: &Connection, prepared: &Prepared, conversation: i64, ordinal: i64,
         run.message.as_bytes(),
     ])?;
     Ok(run)
-}
-
-fn first_version(new: &NewRun, context: &Context) -> Run {
-    let now = context.now;
-    let reason = Some(WaitingReason::NoCapacity);
-    Run {
-        id: new.id.clone(),
-        conversation_id: new.conversation_id.clone(),
-        user_id: new.user_id.clone(),
-        agent: new.agent.clone(),
-        status: Status::Queued,
-        waiting_reason: reason,
-        message: new.message.clone(),
-        text: String::new(),
-        truncated: false,
-        exit_code: None,
-        error: None,
-        attempts: Vec::new(),
-        usage: Usage::default(),
-        created_at: now,
-        started_at: None,
-        finished_at: None,
-        expire_at: None,
-        metadata: new.metadata.clone(),
-        sequence_number: 1,
-        status_log: vec![StatusChange { sequence_number: 1, status: Status::Queued, waiting_reason: reason }],
-        lease: None,
-        epoch: 0,
-        not_before: None,
-        start_by: new.queue_ttl.map(|ttl| now + ttl),
-        timeout_millis: u64::try_from(new.timeout.as_millis()).unwrap_or(u64::MAX),
-        rolled_back: false,
-    }
 }

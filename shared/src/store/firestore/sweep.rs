@@ -1,0 +1,161 @@
+//! One bounded pass of repair. Level-triggered, and safe in any number of workers at once: each repair is a
+//! compare-and-set, and who comes second finds nothing to do.
+
+use std::time::Duration;
+
+use firestore::gcloud_sdk::google::firestore::v1::Write;
+use futures::future::try_join_all;
+
+use super::FirestoreStore;
+use super::client::{Committed, Found, Version};
+use super::codec;
+use super::line::Line;
+use super::queries;
+use super::records::{ConversationRecord, RunRecord, SHARDS, Stored, TrashRecord, alarm_time, conversation_path, trash_path};
+use crate::clock::Timestamp;
+use crate::error::Result;
+use crate::ids::RunId;
+use crate::run::Status;
+use crate::store::{Changed, Sweep};
+
+/// Alarms of one shard in one pass.
+const BATCH: usize = 100;
+/// How far ahead a pass looks, to say when the next one is worth while.
+const AHEAD: Duration = Duration::from_secs(10);
+/// Deleted conversations in one pass.
+const TRASH: usize = 5;
+/// Documents removed in one commit.
+const REMOVALS: usize = 200;
+
+impl FirestoreStore {
+    pub(super) async fn sweep_once(&self) -> Result<Sweep> {
+        let now = self.now();
+        let (runs, lines) = tokio::join!(self.due("runs", now), self.due("lines", now));
+        let mut sweep = Sweep::default();
+        for found in later(&mut sweep, runs?, now) {
+            self.sweep_run(Stored::decode(found)?, now, &mut sweep).await?;
+        }
+        for found in later(&mut sweep, lines?, now) {
+            sweep.wake.extend(self.announce(Stored::decode(found)?, now).await?);
+        }
+        for found in self.client.query("", queries::trash(TRASH)).await? {
+            let trash: Stored<TrashRecord> = Stored::decode(found)?;
+            sweep.removed += self.empty_trash(&trash.record.key).await?;
+        }
+        sweep.wake.sort();
+        sweep.wake.dedup();
+        Ok(sweep)
+    }
+
+    async fn due(&self, collection: &str, now: Timestamp) -> Result<Vec<Found>> {
+        let shards = (0..SHARDS).map(|shard| self.client.query("", queries::due(collection, shard, now + AHEAD, BATCH)));
+        Ok(try_join_all(shards).await?.into_iter().flatten().collect())
+    }
+
+    async fn sweep_run(&self, stored: Stored<RunRecord>, now: Timestamp, sweep: &mut Sweep) -> Result<()> {
+        let run = &stored.record.run;
+        match run.status {
+            Status::InProgress | Status::Cancelling => {
+                if let Some(Changed { wake, .. }) = self.take_back(&run.id).await? {
+                    sweep.lost += 1;
+                    sweep.wake.extend(wake);
+                }
+            }
+            Status::Queued if run.started_at.is_none() && run.start_by.is_some_and(|by| by <= now) => {
+                if let Some(Changed { wake, .. }) = self.expire_run(&run.id).await? {
+                    sweep.expired += 1;
+                    sweep.wake.extend(wake);
+                }
+            }
+            Status::Queued => sweep.wake.extend(self.retry_due(&run.id).await?),
+            _ => {
+                self.remove(&stored).await?;
+                sweep.removed += 1;
+            }
+        }
+        Ok(())
+    }
+
+    /// Runs of a user that could start and that nobody has been told of for a while: their message may be lost.
+    async fn announce(&self, mut line: Stored<Line>, now: Timestamp) -> Result<Vec<RunId>> {
+        let wake = line.record.startable(&self.options, now);
+        line.record.sweep_at = None;
+        line.record.settle(now, &self.options);
+        // Whoever was faster announces them.
+        let done = self.client.commit(vec![self.line_write(&line)?]).await? == Committed::Done;
+        Ok(if done { wake } else { Vec::new() })
+    }
+
+    /// Removes what can be removed of a deleted conversation now. Returns how many records went.
+    pub(super) async fn empty_trash(&self, key: &str) -> Result<u64> {
+        let mut removed = 0;
+        loop {
+            let found = self.client.query("", queries::runs_of(key, BATCH)).await?;
+            let (all, mut kept) = (found.len() < BATCH, 0);
+            for found in found {
+                let stored: Stored<RunRecord> = Stored::decode(found)?;
+                if stored.record.run.status.is_terminal() {
+                    self.remove(&stored).await?;
+                    removed += 1;
+                } else {
+                    kept += 1;
+                }
+            }
+            if all && kept == 0 {
+                self.client.commit(vec![self.client.delete(&trash_path(key), Version::Any)]).await?;
+                return Ok(removed + 1);
+            }
+            if all || kept == BATCH {
+                return Ok(removed);
+            }
+        }
+    }
+
+    /// Removes a run with all of its reply: the run last, so that a removal that broke off is found again.
+    async fn remove(&self, stored: &Stored<RunRecord>) -> Result<()> {
+        for collection in ["deltas", "final"] {
+            loop {
+                let pieces = self.client.query(&stored.path, queries::piece_names(collection, REMOVALS)).await?;
+                if pieces.is_empty() {
+                    break;
+                }
+                let writes: Vec<Write> = pieces.iter().map(|piece| self.client.delete(&piece.path, Version::Any)).collect();
+                self.client.commit(writes).await?;
+                if pieces.len() < REMOVALS {
+                    break;
+                }
+            }
+        }
+        let run = &stored.record.run;
+        let mut writes = vec![self.client.delete(&stored.path, Version::Any)];
+        let mut tries = self.tries();
+        loop {
+            let path = conversation_path(&run.user_id, &run.conversation_id);
+            if !run.rolled_back
+                && let Some(found) = self.client.get(&path).await?
+            {
+                let mut conversation: Stored<ConversationRecord> = Stored::decode(found)?;
+                if conversation.record.key == stored.record.conversation_key {
+                    conversation.record.run_count = conversation.record.run_count.saturating_sub(1);
+                    writes.push(self.client.write(&path, codec::encode(&conversation.record)?, conversation.version));
+                }
+            }
+            if self.client.commit(writes.clone()).await? == Committed::Done {
+                return Ok(());
+            }
+            writes.truncate(1);
+            tries.again().await?;
+        }
+    }
+}
+
+/// Keeps what is due now; of the rest it notes when the first is.
+fn later(sweep: &mut Sweep, found: Vec<Found>, now: Timestamp) -> Vec<Found> {
+    let (due, ahead): (Vec<Found>, Vec<Found>) = found.into_iter().partition(|found| at(found).is_some_and(|at| at <= now));
+    sweep.next_at = ahead.iter().filter_map(at).chain(sweep.next_at).min();
+    due
+}
+
+fn at(found: &Found) -> Option<Timestamp> {
+    codec::integer_in(&found.fields, "sweepAt").map(alarm_time)
+}
