@@ -115,7 +115,7 @@ pub(crate) fn cors(origins: &[String]) -> Option<tower_http::cors::CorsLayer> {
     let layer = CorsLayer::new()
         .allow_origin(AllowOrigin::list(origins))
         .allow_methods([Method::GET, Method::POST, Method::DELETE])
-        .allow_headers(names(&["content-type", "idempotency-key", "last-event-id", "prefer", "x-user-id"]))
+        .allow_headers(names(&["authorization", "content-type", "idempotency-key", "last-event-id", "prefer", "x-user-id"]))
         .expose_headers(names(&["location", "retry-after", "idempotency-replayed", "preference-applied"]))
         .max_age(std::time::Duration::from_secs(600));
     Some(layer)

@@ -5,7 +5,7 @@ use std::borrow::Cow;
 use std::collections::BTreeMap;
 
 use axum::response::{IntoResponse, Response};
-use http::header::{CONTENT_TYPE, RETRY_AFTER};
+use http::header::{CONTENT_TYPE, RETRY_AFTER, WWW_AUTHENTICATE};
 use http::{HeaderMap, HeaderValue, StatusCode};
 use quayside_shared::error::{Error, ErrorKind, chain};
 use quayside_shared::store::SubmitError;
@@ -71,6 +71,8 @@ pub(crate) enum ApiError {
     BrokenBody(&'static str),
     #[error("{0}")]
     Unauthenticated(&'static str),
+    #[error("{0}")]
+    BadToken(&'static str),
     #[error("there is nothing here, or it is not yours")]
     NotFound,
     #[error("this route does not know the method")]
@@ -116,7 +118,7 @@ impl ApiError {
             Self::InvalidJson(_) => (StatusCode::BAD_REQUEST, "invalid_json", None),
             Self::InvalidHeader { .. } => (StatusCode::BAD_REQUEST, "invalid_header", None),
             Self::BrokenBody(_) => (StatusCode::BAD_REQUEST, "invalid_body", None),
-            Self::Unauthenticated(_) => (StatusCode::UNAUTHORIZED, "unauthenticated", None),
+            Self::Unauthenticated(_) | Self::BadToken(_) => (StatusCode::UNAUTHORIZED, "unauthenticated", None),
             Self::NotFound => (StatusCode::NOT_FOUND, "not_found", None),
             Self::MethodNotAllowed => (StatusCode::METHOD_NOT_ALLOWED, "method_not_allowed", None),
             Self::BodyTooSlow => (StatusCode::REQUEST_TIMEOUT, "request_timeout", None),
@@ -142,6 +144,7 @@ impl ApiError {
             Self::UnsupportedMediaType(_) => Some("Content-Type".to_owned()),
             Self::KeyReused => Some("Idempotency-Key".to_owned()),
             Self::Unauthenticated(_) => Some("X-User-Id".to_owned()),
+            Self::BadToken(_) => Some("Authorization".to_owned()),
             _ => None,
         }
     }
@@ -195,6 +198,9 @@ impl IntoResponse for ApiError {
         if let Some(seconds) = retry_after {
             headers.insert(RETRY_AFTER, seconds.into());
         }
+        if matches!(self, Self::BadToken(_)) {
+            headers.insert(WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
+        }
         // Cannot fail: the shape has nothing but texts and numbers.
         let body = serde_json::to_vec(&problem).unwrap_or_default();
         (status, headers, body).into_response()
@@ -228,7 +234,7 @@ problems! {
     /// Of every route: the head of the request is wrong, or its body is no JSON.
     BadRequest = BAD_REQUEST, "`invalid_header`, `invalid_json`, `invalid_body`: a header is wrong, or the body cannot be read";
     /// Of every route of a user.
-    Unauthenticated = UNAUTHORIZED, "`unauthenticated`: no identity, or a bad one";
+    Unauthenticated = UNAUTHORIZED, "`unauthenticated`: no identity, or a bad one", "WWW-Authenticate": String, "`Bearer`, where a token is asked for";
     /// Of every route of a thing.
     NotFound = NOT_FOUND, "`not_found`: it is not there, or it is another user's";
     /// Of routes with a body.

@@ -29,10 +29,12 @@ mod runs;
 mod serve;
 mod service;
 mod stall;
+mod tokens;
 mod view;
 
-pub use router::{openapi, router};
+pub use router::{openapi, probes, router, router_with_keys};
 pub use serve::serve;
+pub use tokens::KeySource;
 
 /// Renders the process's metrics as Prometheus text.
 pub type RenderMetrics = Arc<dyn Fn() -> String + Send + Sync>;
@@ -74,6 +76,7 @@ pub struct Deps {
 /// What every handler shares.
 struct App {
     deps: Deps,
+    callers: auth::Callers,
     publisher: publish::Publisher,
     page: page::Pages,
     streams: events::Streams,
@@ -81,10 +84,13 @@ struct App {
 }
 
 impl App {
-    fn new(deps: Deps, document: &utoipa::openapi::OpenApi) -> Self {
+    fn new(mut deps: Deps, keys: KeySource, document: &utoipa::openapi::OpenApi) -> Self {
+        let callers = auth::Callers::new(&deps.config, keys);
+        deps.checks.extend(callers.check());
         Self {
+            callers,
             publisher: publish::Publisher::start(Arc::clone(&deps.queue)),
-            page: page::Pages::new(document),
+            page: page::Pages::new(document, &deps.config),
             streams: events::Streams::default(),
             body_limit: request::body_limit(&deps.config),
             deps,

@@ -9,6 +9,7 @@ use bytes::Bytes;
 use http::header::{CACHE_CONTROL, CONTENT_ENCODING, CONTENT_SECURITY_POLICY, CONTENT_TYPE, ETAG, IF_NONE_MATCH, VARY};
 use http::{HeaderMap, HeaderValue};
 use include_dir::{Dir, File, include_dir};
+use quayside_shared::config::Config;
 use sha2::{Digest, Sha256};
 use utoipa::openapi::OpenApi;
 use utoipa_swagger_ui::Config as SwaggerConfig;
@@ -16,11 +17,14 @@ use utoipa_swagger_ui::Config as SwaggerConfig;
 use crate::App;
 use crate::error::{ApiError, NOT_MODIFIED, Result};
 
+mod settings;
+
+use settings::{PAGE_POLICY, PageSettings};
+
 static WEB: Dir<'static> = include_dir!("$CARGO_MANIFEST_DIR/web");
 
-/// Everything from here and nothing inline: what an agent prints could not run even if it became markup.
-const PAGE_POLICY: &str = "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; connect-src 'self'; \
-     font-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'";
+/// The page's file that the configuration may replace.
+const SETTINGS: &str = "config.js";
 /// The documentation writes style elements of its own.
 const DOCS_POLICY: &str = "default-src 'none'; script-src 'self'; style-src 'self' 'unsafe-inline'; img-src 'self' data:; connect-src 'self'; \
      font-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'";
@@ -30,11 +34,11 @@ struct Asset {
     body: Bytes,
     content_type: &'static str,
     etag: HeaderValue,
-    policy: &'static str,
+    policy: HeaderValue,
 }
 
 impl Asset {
-    fn new(body: Bytes, content_type: &'static str, policy: &'static str) -> Self {
+    fn new(body: Bytes, content_type: &'static str, policy: HeaderValue) -> Self {
         let digest: String = Sha256::digest(&body).iter().take(16).map(|byte| format!("{byte:02x}")).collect();
         let etag = HeaderValue::from_str(&format!("\"{digest}\"")).unwrap_or(HeaderValue::from_static("\"0\""));
         Self { body, content_type, etag, policy }
@@ -45,7 +49,7 @@ impl Asset {
         headers.insert(ETAG, self.etag.clone());
         // Asked again each time, so that an upgrade shows at once; unchanged files cost a 304.
         headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-cache"));
-        headers.insert(CONTENT_SECURITY_POLICY, HeaderValue::from_static(self.policy));
+        headers.insert(CONTENT_SECURITY_POLICY, self.policy.clone());
         if self.is_known(request) {
             return (NOT_MODIFIED, headers).into_response();
         }
@@ -70,14 +74,21 @@ pub(crate) struct Pages {
 }
 
 impl Pages {
-    /// The embedded page, and `document` as `/openapi.json`.
-    pub(crate) fn new(document: &OpenApi) -> Self {
+    /// The embedded page as this server's configuration wants it, and `document` as `/openapi.json`.
+    pub(crate) fn new(document: &OpenApi, config: &Config) -> Self {
+        let settings = PageSettings::new(config);
+        let strict = HeaderValue::from_static(PAGE_POLICY);
+        // Cannot fail: it holds origins of visible characters.
+        let policy = settings.as_ref().and_then(|settings| HeaderValue::from_str(&settings.policy()).ok()).unwrap_or_else(|| strict.clone());
         let mut web = HashMap::new();
-        add_files(&WEB, &mut web);
+        add_files(&WEB, &policy, &mut web);
+        if let Some(settings) = settings {
+            web.insert(SETTINGS, Asset::new(settings.module(), "text/javascript; charset=utf-8", policy));
+        }
         // Cannot fail: the document's keys are texts.
         let document = serde_json::to_vec(document).unwrap_or_default();
         let docs = SwaggerConfig::new(["/openapi.json"]).validator_url("none").persist_authorization(true).try_it_out_enabled(true);
-        Self { web, document: Asset::new(document.into(), "application/json", PAGE_POLICY), docs: Arc::new(docs) }
+        Self { web, document: Asset::new(document.into(), "application/json", strict), docs: Arc::new(docs) }
     }
 
     /// The page itself.
@@ -89,14 +100,14 @@ impl Pages {
     }
 }
 
-fn add_files(folder: &'static Dir<'static>, files: &mut HashMap<&'static str, Asset>) {
+fn add_files(folder: &'static Dir<'static>, policy: &HeaderValue, files: &mut HashMap<&'static str, Asset>) {
     for file in folder.files() {
         if let (Some(path), Some(content_type)) = (file.path().to_str(), content_type(file)) {
-            files.insert(path, Asset::new(Bytes::from_static(file.contents()), content_type, PAGE_POLICY));
+            files.insert(path, Asset::new(Bytes::from_static(file.contents()), content_type, policy.clone()));
         }
     }
     for inner in folder.dirs() {
-        add_files(inner, files);
+        add_files(inner, policy, files);
     }
 }
 
@@ -195,7 +206,7 @@ mod tests {
     #[test]
     fn the_page_is_there_and_names_only_files_that_are() {
         let mut files = HashMap::new();
-        add_files(&WEB, &mut files);
+        add_files(&WEB, &HeaderValue::from_static(PAGE_POLICY), &mut files);
         let index = std::str::from_utf8(&files["index.html"].body).unwrap();
         let named: Vec<&str> = index.split('"').filter_map(|text| text.strip_prefix("/web/")).collect();
         assert!(!named.is_empty());
@@ -203,5 +214,32 @@ mod tests {
             assert!(files.contains_key(file), "{file}");
         }
         assert!(!files.contains_key("package.json"));
+        assert!(files.contains_key(SETTINGS));
+    }
+
+    #[test]
+    fn without_sign_in_every_file_has_the_strict_policy_and_stays_as_it_is() {
+        let config = Config::load(None, []).unwrap();
+        let pages = Pages::new(&crate::openapi(), &config);
+        for (path, asset) in &pages.web {
+            assert_eq!(asset.policy, PAGE_POLICY, "{path}");
+            assert_eq!(asset.body, WEB.get_file(path).unwrap().contents(), "{path}");
+        }
+        assert_eq!(
+            PAGE_POLICY,
+            "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; connect-src 'self'; font-src 'self'; \
+             base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+        );
+    }
+
+    #[test]
+    fn with_sign_in_the_page_learns_where_and_may_reach_it() {
+        let mut config = Config::load(None, []).unwrap();
+        config.api.auth = quayside_shared::config::Auth::Tokens;
+        config.google.firebase_api_key = Some("key".to_owned());
+        let pages = Pages::new(&crate::openapi(), &config);
+        assert!(std::str::from_utf8(&pages.web[SETTINGS].body).unwrap().contains("\"apiKey\":\"key\""));
+        assert!(pages.web["index.html"].policy.to_str().unwrap().contains("https://www.gstatic.com"));
+        assert_eq!(pages.document.policy, PAGE_POLICY);
     }
 }

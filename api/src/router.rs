@@ -8,14 +8,13 @@ use axum::routing::get;
 use quayside_shared::config::Config;
 use utoipa::PartialSchema;
 use utoipa::openapi::schema::Schema;
-use utoipa::openapi::security::{ApiKey, ApiKeyValue, SecurityScheme};
 use utoipa::openapi::tag::TagBuilder;
 use utoipa::openapi::{ComponentsBuilder, InfoBuilder, LicenseBuilder, OpenApi, OpenApiBuilder, RefOr};
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
 use crate::error::ProblemView;
-use crate::{App, Deps, agents, conversations, edge, events, page, runs, service};
+use crate::{App, Deps, KeySource, agents, auth, conversations, edge, events, page, runs, service};
 
 fn routes() -> OpenApiRouter<Arc<App>> {
     OpenApiRouter::with_openapi(base())
@@ -46,9 +45,15 @@ fn pages() -> Router<Arc<App>> {
 /// The whole API on `deps`. Must be called inside a Tokio runtime: it starts the publisher, which lives as long as the
 /// router or a request does.
 pub fn router(deps: Deps) -> Router {
+    router_with_keys(deps, KeySource::default())
+}
+
+/// [`router`] with tokens verified by the keys of another publisher than Google.
+pub fn router_with_keys(deps: Deps, keys: KeySource) -> Router {
     let (router, mut document) = routes().split_for_parts();
     describe_limits(&mut document, &deps.config);
-    let app = Arc::new(App::new(deps, &document));
+    auth::describe(&mut document, Some(deps.config.api.auth));
+    let app = Arc::new(App::new(deps, keys, &document));
     let mut router = router.merge(pages()).fallback(edge::not_found).method_not_allowed_fallback(edge::method_not_allowed);
     if let Some(cors) = edge::cors(&app.deps.config.api.cors_origins) {
         router = router.layer(cors);
@@ -56,10 +61,23 @@ pub fn router(deps: Deps) -> Router {
     router.layer(from_fn_with_state(Arc::clone(&app), edge::edge)).with_state(app)
 }
 
+/// `/livez`, `/readyz` and `/metrics` alone: for a process that answers nobody else. Must be called as [`router`] is.
+pub fn probes(deps: Deps) -> Router {
+    let app = Arc::new(App::new(deps, KeySource::default(), &openapi()));
+    Router::new()
+        .route("/livez", get(service::livez))
+        .route("/readyz", get(service::readyz))
+        .route("/metrics", get(service::metrics))
+        .fallback(edge::not_found)
+        .with_state(app)
+}
+
 /// The OpenAPI document, without what depends on the configuration; `/openapi.json` has that too.
 #[must_use]
 pub fn openapi() -> OpenApi {
-    routes().split_for_parts().1
+    let mut document = routes().split_for_parts().1;
+    auth::describe(&mut document, None);
+    document
 }
 
 fn base() -> OpenApi {
@@ -68,9 +86,7 @@ fn base() -> OpenApi {
         .version(env!("CARGO_PKG_VERSION"))
         .description(Some("Send a message, an agent answers it in a container of its own. Every refusal is an `application/problem+json`."))
         .license(Some(LicenseBuilder::new().name("Apache-2.0").identifier(Some("Apache-2.0")).build()));
-    let user = ApiKeyValue::with_description("X-User-Id", "1 to 128 visible ASCII characters; believed as it is, on loopback only");
-    let components =
-        ComponentsBuilder::new().security_scheme("user", SecurityScheme::ApiKey(ApiKey::Header(user))).schema("Problem", ProblemView::schema());
+    let components = ComponentsBuilder::new().schema("Problem", ProblemView::schema());
     let tags = ["runs", "conversations", "agents", "service"].map(|name| TagBuilder::new().name(name).build());
     OpenApiBuilder::new().info(info).components(Some(components.build())).tags(Some(tags)).build()
 }

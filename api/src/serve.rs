@@ -23,8 +23,8 @@ use crate::stall::Patient;
 const HEAD_TIMEOUT: Duration = Duration::from_secs(10);
 /// A new connection's first request must have come by then: the protocol is guessed before `HEAD_TIMEOUT` begins.
 const FIRST_REQUEST_TIMEOUT: Duration = Duration::from_secs(12);
-/// Bytes of a request's head.
-const HEAD_MAX: usize = 64 << 10;
+/// Bytes of a request's head. A token of 64 KiB is refused as a token, not as a head.
+const HEAD_MAX: usize = 80 << 10;
 /// A client that takes nothing for so long while there is something to send is gone.
 const STALL_TIMEOUT: Duration = Duration::from_secs(30);
 const CONNECTIONS_MAX: u64 = 8192;

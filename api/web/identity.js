@@ -1,6 +1,7 @@
-// Who this browser says it is. The server's "header" mode takes X-User-Id; other modes add their own
-// header in headers() and nothing else in the page changes.
+// Who this browser says it is. The server's "header" mode takes X-User-Id; where people sign in it takes their
+// token, and nothing else in the page changes.
 
+import { token, usesTokens } from "./session.js";
 import { remember, remembered } from "./settings.js";
 
 const ALPHABET = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz";
@@ -36,7 +37,9 @@ export function setUserId(text) {
   remember("userId", text);
 }
 
-/** The headers that tell the server who is calling. */
-export function headers() {
-  return { "X-User-Id": userId() };
+/** The headers that tell the server who is calling; `fresh` when it did not believe the last ones. */
+export async function headers(fresh = false) {
+  if (!usesTokens) return { "X-User-Id": userId() };
+  const bearer = await token(fresh);
+  return bearer === null ? {} : { Authorization: `Bearer ${bearer}` };
 }

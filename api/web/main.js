@@ -11,7 +11,9 @@ import { createComposer } from "./view-composer.js";
 import { createDrawer } from "./view-drawer.js";
 import { createList, titleOf } from "./view-list.js";
 import { createConfirm, createSettings } from "./view-settings.js";
+import { startGate } from "./view-gate.js";
 import { randomId } from "./identity.js";
+import { usesTokens } from "./session.js";
 
 const title = byId("title");
 const empty = byId("empty");
@@ -152,13 +154,19 @@ remove.addEventListener("click", () => askToDelete(conversation, remove));
 byId("new").addEventListener("click", () => {
   if (location.hash === "#/" || location.hash === "") route();
 });
-addEventListener("hashchange", () => route({ byReader: true }));
 onLanguage(render);
 
-route();
-list.refresh().then(() => {
-  conversation ??= list.find(chat.opened());
-  list.setOpen(chat.opened());
-  render();
-});
-loadAgents();
+/** The first questions to the server, once it is known who asks. */
+function begin() {
+  addEventListener("hashchange", () => route({ byReader: true }));
+  route();
+  list.refresh().then(() => {
+    conversation ??= list.find(chat.opened());
+    list.setOpen(chat.opened());
+    render();
+  });
+  loadAgents();
+}
+
+if (usesTokens) startGate(begin);
+else begin();

@@ -46,6 +46,15 @@ export function rememberHere(key, value) {
   }
 }
 
+/** Forgets what outlived a reload in this tab: somebody else uses it now. */
+export function forgetHere() {
+  try {
+    for (const key of Object.keys(sessionStorage).filter((key) => key.startsWith(PREFIX))) sessionStorage.removeItem(key);
+  } catch {
+    // As above.
+  }
+}
+
 export const THEMES = ["system", "light", "dark"];
 
 /** The chosen theme: "system", "light" or "dark". */
@@ -54,8 +63,14 @@ export function theme() {
   return THEMES.includes(stored) ? stored : "system";
 }
 
+const themeListeners = new Set();
+
+/** Calls back after every change of theme. */
+export const onTheme = (listener) => themeListeners.add(listener);
+
 /** Applies and remembers a theme. The colours themselves live in tokens.css. */
 export function setTheme(next) {
   remember("theme", next === "system" ? null : next);
   document.documentElement.dataset.theme = next;
+  for (const listener of themeListeners) listener();
 }

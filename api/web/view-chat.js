@@ -122,6 +122,10 @@ export function createChat({ connection, onChanged, onRetry }) {
         following.waiting = true;
         connection.waiting(seconds, () => follower.retryNow());
       },
+      onPolling() {
+        following.waiting = false;
+        connection.polling(() => follower.retryNow());
+      },
       onGone(problem) {
         connection.clear({ quietly: true });
         if (problem.status === 404) drop(view);

@@ -1,10 +1,11 @@
-// The settings dialog (language, theme, user id), the quick switches beside it, and the dialog that asks
+// The settings dialog (language, theme, user id or account), the quick switches beside it, and the dialog that asks
 // before a conversation is deleted.
 
 import { byId, icon, setText } from "./dom.js";
 import { language, LANGUAGES, onLanguage, setLanguage, t } from "./i18n.js";
 import { isUserId, setUserId, userId } from "./identity.js";
-import { setTheme, theme } from "./settings.js";
+import { usesTokens } from "./session.js";
+import { onTheme, setTheme, theme } from "./settings.js";
 import { problemWords } from "./words.js";
 
 const systemIsDark = matchMedia("(prefers-color-scheme: dark)");
@@ -17,42 +18,44 @@ function closeOnBackdrop(dialog) {
   });
 }
 
-/** `onIdentity()` is called after the user id was changed. */
-export function createSettings({ onIdentity }) {
-  const dialog = byId("settings");
-  const input = byId("identity");
-  const wrong = byId("identity-wrong");
-  const quickTheme = byId("theme");
-  const quickLanguage = byId("language");
-  const radios = (name) => [...dialog.querySelectorAll(`input[name="${name}"]`)];
-
+/** The two buttons that change language and theme without the dialog. */
+export function createQuickSwitches(quickLanguage, quickTheme) {
   function render() {
-    for (const radio of radios("language")) radio.checked = radio.value === language();
-    for (const radio of radios("theme")) radio.checked = radio.value === theme();
     quickTheme.replaceChildren(icon(isDark() ? "sun" : "moon"));
     quickTheme.setAttribute("aria-label", t(isDark() ? "nav.toLight" : "nav.toDark"));
     quickTheme.title = quickTheme.getAttribute("aria-label");
     quickLanguage.lang = LANGUAGES.find((other) => other !== language());
   }
 
-  for (const radio of radios("language")) radio.addEventListener("change", () => setLanguage(radio.value));
-  for (const radio of radios("theme")) {
-    radio.addEventListener("change", () => {
-      setTheme(radio.value);
-      render();
-    });
-  }
   quickLanguage.addEventListener("click", () => setLanguage(quickLanguage.lang));
-  quickTheme.addEventListener("click", () => {
-    setTheme(isDark() ? "light" : "dark");
-    render();
-  });
+  quickTheme.addEventListener("click", () => setTheme(isDark() ? "light" : "dark"));
   systemIsDark.addEventListener("change", render);
+  onTheme(render);
+  onLanguage(render);
+  render();
+}
+
+/** `onIdentity()` is called after the user id was changed. */
+export function createSettings({ onIdentity }) {
+  const dialog = byId("settings");
+  const input = byId("identity");
+  const wrong = byId("identity-wrong");
+  const radios = (name) => [...dialog.querySelectorAll(`input[name="${name}"]`)];
+
+  function render() {
+    for (const radio of radios("language")) radio.checked = radio.value === language();
+    for (const radio of radios("theme")) radio.checked = radio.value === theme();
+  }
+
+  for (const radio of radios("language")) radio.addEventListener("change", () => setLanguage(radio.value));
+  for (const radio of radios("theme")) radio.addEventListener("change", () => setTheme(radio.value));
+  createQuickSwitches(byId("language"), byId("theme"));
+  onTheme(render);
   onLanguage(render);
   render();
 
   byId("settings-open").addEventListener("click", () => {
-    input.value = userId();
+    if (!usesTokens) input.value = userId();
     wrong.hidden = true;
     input.removeAttribute("aria-invalid");
     dialog.showModal();

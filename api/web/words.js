@@ -2,6 +2,7 @@
 
 import { formatDuration, has, t } from "./i18n.js";
 import { phaseOf } from "./run.js";
+import { usesTokens } from "./session.js";
 
 /** The state of a run in one line; while it waits, with the reason and the place in line. */
 export function stateWords(state) {
@@ -50,6 +51,7 @@ export function factWords({ run }) {
 export function problemWords(problem, sending = false) {
   const { status, code, detail, fields } = problem;
   if (status === 0) return t(sending ? "problem.network" : "problem.network.read");
+  if (status === 401 && usesTokens) return t("problem.401.token");
   let words;
   if (has(`problem.${code}`)) words = t(`problem.${code}`);
   else if (status === 422) words = fields.length > 0 ? t("problem.422", { field: fields.join(", ") }) : t("problem.422.plain");
@@ -57,4 +59,25 @@ export function problemWords(problem, sending = false) {
   else words = status >= 500 ? t("problem.5xx") : t("problem.other", { status });
   const explains = [400, 413, 415, 422].includes(status) && !has(`problem.${code}`);
   return explains && detail ? `${words} ${detail}` : words;
+}
+
+/** Why signing in did not work. Null when there is nothing to say: the reader closed Google's window. */
+export function signInWords(error) {
+  const code = String(error?.code ?? "").replace("auth/", "");
+  switch (code) {
+    case "popup-closed-by-user":
+    case "cancelled-popup-request":
+      return null;
+    case "invalid-credential":
+    case "wrong-password":
+    case "user-not-found":
+      return t("problem.auth.credential");
+    case "invalid-email":
+    case "missing-email":
+      return t("problem.auth.email");
+    case "missing-password":
+      return t("problem.auth.password");
+    default:
+      return has(`problem.auth.${code}`) ? t(`problem.auth.${code}`) : t("problem.auth.other", { code: code || String(error?.message ?? error) });
+  }
 }

@@ -19,4 +19,5 @@ mod identity;
 mod service;
 mod sockets;
 mod streams;
+mod tokens;
 mod waits;

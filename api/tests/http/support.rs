@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 use std::sync::{Arc, RwLock};
 use std::time::Duration;
 
-use quayside_api::{Check, Deps};
+use quayside_api::{Check, Deps, KeySource};
 use quayside_shared::clock::{Clock, ManualClock, SystemClock};
 use quayside_shared::config::Config;
 use quayside_shared::ids::{RunId, WorkerId};
@@ -14,7 +14,8 @@ use quayside_shared::queue::sqlite::SqliteQueue;
 use quayside_shared::run::{AttemptOutcome, Usage};
 use quayside_shared::sqlite::Database;
 use quayside_shared::state::Finished;
-use quayside_shared::store::sqlite::{SqliteStore, StoreOptions};
+use quayside_shared::store::StoreOptions;
+use quayside_shared::store::sqlite::SqliteStore;
 use quayside_shared::store::{Claim, Lease, Store};
 use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -45,6 +46,8 @@ pub(crate) struct Server {
 pub(crate) struct Setup {
     pub(crate) config: Config,
     pub(crate) checks: Vec<Check>,
+    /// Where tokens' keys are, for the tests of them.
+    pub(crate) keys: KeySource,
     pub(crate) loopback_hosts_only: bool,
 }
 
@@ -61,9 +64,9 @@ pub(crate) async fn server_with(change: impl FnOnce(&mut Setup)) -> Server {
     );
     std::fs::write(&file, agents).unwrap();
     let config = Config::load(Some(&file), []).unwrap();
-    let mut setup = Setup { config, checks: Vec::new(), loopback_hosts_only: true };
+    let mut setup = Setup { config, checks: Vec::new(), keys: KeySource::default(), loopback_hosts_only: true };
     change(&mut setup);
-    let Setup { config, checks, loopback_hosts_only } = setup;
+    let Setup { config, checks, keys, loopback_hosts_only } = setup;
     let database = Database::open(&folder.path().join("data")).unwrap();
     let clock = Arc::new(ManualClock::new(SystemClock.now()));
     let options = StoreOptions {
@@ -87,7 +90,7 @@ pub(crate) async fn server_with(change: impl FnOnce(&mut Setup)) -> Server {
     };
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
-    let serving = tokio::spawn(quayside_api::serve(listener, quayside_api::router(deps), closing.clone(), stop.clone()));
+    let serving = tokio::spawn(quayside_api::serve(listener, quayside_api::router_with_keys(deps, keys), closing.clone(), stop.clone()));
     let client = reqwest::Client::builder().timeout(PATIENCE).redirect(reqwest::redirect::Policy::none()).build().unwrap();
     Server { address, store, queue, clock, drain, closing, stop, serving: Some(serving), client, folder }
 }
