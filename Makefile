@@ -1,12 +1,15 @@
 # Two commands matter to a newcomer: `make run` and `make test`. Both install what is missing and say what they do.
 .DEFAULT_GOAL := help
-.PHONY: help run test bench image fmt lint clean-containers
+.PHONY: help run run-google test bench image fmt lint clean-containers
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-18s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 run: ## Set up, build and start Quayside on this machine (ARGS="..." go to `quayside up`)
 	@exec infra/dev/run.sh $(ARGS)
+
+run-google: ## The production layout on this machine: emulators of Pub/Sub and Firestore, API, worker (ARGS=--sign-in: with Firebase sign-in)
+	@exec infra/dev/run-google.sh $(ARGS)
 
 test: ## Set up and run every check
 	@exec infra/dev/test.sh

@@ -13,7 +13,13 @@ pub(crate) struct Cli {
     #[arg(long, global = true, env = "QUAYSIDE_CONFIG", value_name = "FILE")]
     pub(crate) config: Option<PathBuf>,
     /// What to log, for example `debug` or `info,quayside_worker=debug`
-    #[arg(long, global = true, env = "QUAYSIDE_LOG", value_name = "FILTER", default_value = "info,rusqlite_migration=warn")]
+    #[arg(
+        long,
+        global = true,
+        env = "QUAYSIDE_LOG",
+        value_name = "FILTER",
+        default_value = "info,rusqlite_migration=warn,firestore=warn,gcloud_sdk=warn"
+    )]
     pub(crate) log: String,
     #[command(subcommand)]
     pub(crate) command: Command,

@@ -2,7 +2,8 @@
 
 use std::process::ExitCode;
 
-use quayside_shared::config::Config;
+use quayside_shared::config::{BackendKind, Config};
+use quayside_shared::connect::{Connected, connect};
 use quayside_shared::error::chain;
 use quayside_shared::sqlite::Database;
 
@@ -21,8 +22,17 @@ pub(crate) async fn run(config: Config) -> anyhow::Result<ExitCode> {
         println!("{mark}  {name:<14} {text}");
     };
     row("configuration", Ok(format!("{} agents, {:?} backend", config.agents.len(), config.backend.kind)));
-    row("database", database(&config));
-    let runner = crate::serve::runner(&config)?;
+    match config.backend.kind {
+        BackendKind::Embedded => row("database", database(&config)),
+        BackendKind::Google => match connect(&config, None).await {
+            Ok(Connected { queue, store }) => {
+                row("firestore", store.ping().await.map(|()| config.google.project_id.clone()).map_err(|error| chain(&error)));
+                row("pubsub", queue.ping().await.map(|()| config.google.topic.clone()).map_err(|error| chain(&error)));
+            }
+            Err(error) => row("google", Err(chain(&error))),
+        },
+    }
+    let runner = crate::work::looking_runner(&config)?;
     match runner.ping().await {
         Ok(engine) => row("engine", Ok(engine.description)),
         Err(fault) => row(

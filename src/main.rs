@@ -3,16 +3,18 @@
 mod cli;
 mod client;
 mod doctor;
+mod instance;
 mod listening;
 mod serve;
 mod submit;
+mod work;
 
 use std::process::ExitCode;
 
 use clap::Parser;
 use quayside_shared::config::Config;
 
-use cli::{Cli, Command, ServeArguments};
+use cli::{Cli, Command};
 
 /// Wrong configuration or usage, as clap has it too.
 const EXIT_USAGE: u8 = 2;
@@ -24,8 +26,8 @@ async fn main() -> ExitCode {
     let outcome = match &cli.command {
         Command::Submit(arguments) => submit::run(arguments).await,
         Command::Up(arguments) => with_config(&cli, |config| serve::up(config, arguments.clone())).await,
-        Command::Api(arguments) => with_config(&cli, |config| apart(config, "api", arguments.clone())).await,
-        Command::Worker => with_config(&cli, |config| apart(config, "worker", ServeArguments::default())).await,
+        Command::Api(arguments) => with_config(&cli, |config| serve::api(config, arguments.clone())).await,
+        Command::Worker => with_config(&cli, serve::worker).await,
         Command::Doctor => with_config(&cli, doctor::run).await,
         Command::Openapi => print_openapi(),
     };
@@ -47,12 +49,6 @@ async fn with_config<F: Future<Output = anyhow::Result<ExitCode>>>(cli: &Cli, co
             Ok(ExitCode::from(EXIT_USAGE))
         }
     }
-}
-
-/// The API and the worker as processes of their own need a backend that joins them.
-async fn apart(_config: Config, name: &str, _arguments: ServeArguments) -> anyhow::Result<ExitCode> {
-    eprintln!("quayside: `quayside {name}` needs [backend] kind = \"google\"; with the embedded backend both run in one process: use `quayside up`");
-    Ok(ExitCode::from(EXIT_USAGE))
 }
 
 #[expect(clippy::print_stdout, reason = "printing it is the command")]

@@ -65,6 +65,8 @@ pub async fn consume(attempts: Arc<Attempts>, slots: Slots, drain: CancellationT
         });
     }
     tracker.close();
+    // What was delivered and has no slot goes to other workers now, not at the end of the drain.
+    attempts.queue.stop_receiving().await;
     tracing::info!(running = tracker.len(), "draining: no new attempts");
     let patience = grace.saturating_sub(HAND_BACK).max(grace / 2);
     if tokio::time::timeout(patience, tracker.wait()).await.is_err() {
@@ -74,6 +76,8 @@ pub async fn consume(attempts: Arc<Attempts>, slots: Slots, drain: CancellationT
             tracing::warn!(running = tracker.len(), "gave up waiting; the sweeper will take these runs back");
         }
     }
+    // The last acknowledgements leave before the process does.
+    attempts.queue.stop_receiving().await;
 }
 
 /// Probes the engine with growing pauses until it answers. `backoff` gives the pauses; there is no end to them, because

@@ -1,0 +1,143 @@
+//! The worker of a process: sweeper and consumer, until the drain is over.
+
+use std::collections::HashMap;
+use std::path::Path;
+use std::sync::{Arc, RwLock};
+use std::time::Duration;
+
+use anyhow::Context;
+use futures::FutureExt;
+use quayside_api::Check;
+use quayside_shared::config::Config;
+use quayside_shared::connect::Connected;
+use quayside_shared::error::chain;
+use quayside_shared::ids::{AgentName, WorkerId};
+use quayside_shared::shutdown::Shutdown;
+use quayside_worker::attempt::Attempts;
+use quayside_worker::consumer::consume;
+use quayside_worker::lease::LeaseTimes;
+use quayside_worker::runner::Runner;
+use quayside_worker::runner::docker::{DockerOptions, DockerRunner};
+use quayside_worker::slots::{LiveContainers, Slots, slots_for};
+use quayside_worker::sweeper::Sweeper;
+
+use crate::instance::{self, Instance};
+
+/// How often image digests are looked up again.
+const DIGESTS: Duration = Duration::from_secs(60);
+/// How often containers of dead workers are looked for.
+const DEAD: Duration = Duration::from_secs(30);
+
+/// Takes this process's identity and works until `shutdown` says no more and everything is finished or handed back.
+pub(crate) async fn work(connected: Connected, runner: Arc<dyn Runner>, config: Arc<Config>, shutdown: Shutdown) {
+    let Connected { store, queue } = connected;
+    let live = LiveContainers::default();
+    let retry_later = Arc::new(tokio::sync::Notify::new());
+    let sweeper = Sweeper {
+        store: Arc::clone(&store),
+        queue: Arc::clone(&queue),
+        runner: Arc::clone(&runner),
+        live: live.clone(),
+        due_earlier: Arc::clone(&retry_later),
+    };
+    // Before the first attempt, so that no slot's uid is shared with a container of an earlier life.
+    if let Err(fault) = sweeper.remove_leftovers().await {
+        tracing::warn!(error = %chain(&fault), "the container engine does not answer yet; `quayside doctor` says what to do");
+    }
+    let total = slots(&config);
+    let attempts = Attempts {
+        store,
+        queue,
+        runner,
+        agents: config.agents.clone(),
+        worker: WorkerId::random(),
+        times: LeaseTimes { duration: config.worker.lease.get(), heartbeat: config.worker.heartbeat.get() },
+        live,
+        hand_back: tokio_util::sync::CancellationToken::new(),
+        retry_later,
+    };
+    tracing::info!(worker = %attempts.worker, slots = total, "worker started");
+    let sweeping = tokio::spawn(sweeper.run(shutdown.drain.clone()));
+    let bereaved = tokio::spawn(remove_containers_of_the_dead(Arc::clone(&config)));
+    consume(Arc::new(attempts), Slots::new(total), shutdown.drain, config.worker.drain.get()).await;
+    sweeping.abort();
+    bereaved.abort();
+    tracing::info!("drained");
+}
+
+/// How many containers at once.
+pub(crate) fn slots(config: &Config) -> u32 {
+    match config.worker.slots {
+        0 => slots_for(std::thread::available_parallelism().map_or(1, usize::from), machine_memory()),
+        slots => slots,
+    }
+}
+
+/// The runner of the worker `instance`.
+pub(crate) fn runner_of(config: &Config, instance: &Instance) -> anyhow::Result<Arc<dyn Runner>> {
+    runner(config, &instance.name, instance.uid_base)
+}
+
+/// A runner that only looks: it starts nothing, so it needs no identity.
+pub(crate) fn looking_runner(config: &Config) -> anyhow::Result<Arc<dyn Runner>> {
+    runner(config, "quayside-nobody", config.runner.uid_base)
+}
+
+fn runner(config: &Config, instance: &str, uid_base: u32) -> anyhow::Result<Arc<dyn Runner>> {
+    let options =
+        DockerOptions { host: config.runner.docker_host.clone(), instance: instance.to_owned(), runtime: config.runner.runtime.clone(), uid_base };
+    Ok(Arc::new(DockerRunner::connect(options).context("preparing the Docker runner")?))
+}
+
+/// A worker that was killed for good cannot remove its containers: the living ones on its machine do.
+async fn remove_containers_of_the_dead(config: Arc<Config>) {
+    loop {
+        tokio::time::sleep(DEAD).await;
+        for (name, _held) in dead(&config.backend.data_dir).await {
+            let Ok(runner) = runner(&config, &name, config.runner.uid_base) else { continue };
+            match runner.sweep(&|_| false).await {
+                Ok(0) => {}
+                Ok(removed) => tracing::info!(removed, instance = name, "removed the containers of a dead worker"),
+                Err(fault) => tracing::warn!(error = %chain(&fault), instance = name, "the containers of a dead worker stay for now"),
+            }
+        }
+    }
+}
+
+async fn dead(data_dir: &Path) -> Vec<(String, std::fs::File)> {
+    let data_dir = data_dir.to_owned();
+    tokio::task::spawn_blocking(move || instance::dead(&data_dir)).await.unwrap_or_default()
+}
+
+/// Ready only while the engine answers.
+pub(crate) fn engine_check(runner: &Arc<dyn Runner>) -> Check {
+    let runner = Arc::clone(runner);
+    Check {
+        name: "engine",
+        check: Arc::new(move || {
+            let runner = Arc::clone(&runner);
+            async move { runner.ping().await.map(drop).map_err(|fault| chain(&fault)) }.boxed()
+        }),
+    }
+}
+
+/// Keeps the digests that `GET /api/agents` shows.
+pub(crate) async fn follow_digests(runner: Arc<dyn Runner>, config: Arc<Config>, digests: Arc<RwLock<HashMap<AgentName, Option<String>>>>) {
+    loop {
+        for (name, agent) in &config.agents {
+            if let Ok(digest) = runner.image_digest(&agent.image).await
+                && let Ok(mut digests) = digests.write()
+            {
+                digests.insert(name.clone(), digest);
+            }
+        }
+        tokio::time::sleep(DIGESTS).await;
+    }
+}
+
+/// Bytes of memory of this machine, where the kernel tells.
+fn machine_memory() -> Option<u64> {
+    let text = std::fs::read_to_string("/proc/meminfo").ok()?;
+    let kib: u64 = text.lines().find_map(|line| line.strip_prefix("MemTotal:"))?.trim().trim_end_matches(" kB").parse().ok()?;
+    Some(kib << 10)
+}
