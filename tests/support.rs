@@ -1,5 +1,6 @@
 //! Starts the real things and waits for conditions.
 
+pub mod emulators;
 pub mod server;
 
 use std::time::{Duration, Instant};

@@ -1,21 +1,30 @@
 //! What every queue must do.
 
+mod pubsub_only;
+
 use std::collections::BTreeSet;
 use std::sync::Arc;
-use std::time::Duration;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
 
+use quayside_shared::config::Google;
 use quayside_shared::ids::RunId;
+use quayside_shared::queue::pubsub::PubSubQueue;
 use quayside_shared::queue::sqlite::SqliteQueue;
 use quayside_shared::queue::{Delivery, Message, Queue};
 use quayside_shared::sqlite::Database;
 
-/// Long enough for any adapter to deliver what it has; reached only when a test fails or proves an absence.
-const SOON: Duration = Duration::from_secs(5);
-/// How long the absence of a message is watched.
-const QUIET: Duration = Duration::from_millis(300);
+use crate::support::{PATIENCE, emulators};
+
+/// Long enough for any adapter to deliver what it has, on a busy machine too; reached only when a test fails.
+const SOON: Duration = Duration::from_secs(20);
 
 /// Opens an adapter, and opens it again as a restarted process would.
 trait Fixture: Sized {
+    /// How long the absence of a message is watched: several times what the adapter needs to deliver one that is there.
+    const QUIET: Duration;
+    /// The same for a message that comes back only when a lease runs out: longer than the adapter's leases last.
+    const LEASE: Duration;
     async fn open() -> Self;
     fn queue(&self) -> Arc<dyn Queue>;
     async fn restart(self) -> Self;
@@ -27,6 +36,10 @@ struct Sqlite {
 }
 
 impl Fixture for Sqlite {
+    const QUIET: Duration = Duration::from_millis(300);
+    // A lease is the delivery's handle; there is no clock that could run out.
+    const LEASE: Duration = Self::QUIET;
+
     async fn open() -> Self {
         let folder = tempfile::tempdir().unwrap();
         let queue = Arc::new(SqliteQueue::open(Database::open(folder.path()).unwrap()).await.unwrap());
@@ -43,12 +56,48 @@ impl Fixture for Sqlite {
     }
 }
 
+struct PubSub {
+    google: Google,
+    queue: Arc<PubSubQueue>,
+}
+
+impl Fixture for PubSub {
+    // The client sends what is handed back every 100 ms, the emulator delivers every 50 ms.
+    const QUIET: Duration = Duration::from_secs(1);
+    // Prolonged by 15 s at a time.
+    const LEASE: Duration = Duration::from_secs(18);
+
+    async fn open() -> Self {
+        let google = google(emulators::pubsub().await.host());
+        Self { queue: Arc::new(PubSubQueue::connect(&google).await.unwrap()), google }
+    }
+    fn queue(&self) -> Arc<dyn Queue> {
+        self.queue.clone()
+    }
+    async fn restart(self) -> Self {
+        let Self { google, queue } = self;
+        queue.stop_receiving().await;
+        drop(queue);
+        Self { queue: Arc::new(PubSubQueue::connect(&google).await.unwrap()), google }
+    }
+}
+
+/// A project of its own on the emulator at `host`.
+fn google(host: &str) -> Google {
+    Google {
+        project_id: emulators::project(),
+        dead_letter_topic: "runs-dead-letters".to_owned(),
+        pubsub_emulator: Some(host.to_owned()),
+        ..Google::default()
+    }
+}
+
 async fn receive(queue: &dyn Queue) -> Box<dyn Delivery> {
     tokio::time::timeout(SOON, queue.receive()).await.expect("a message within the time").unwrap()
 }
 
-async fn assert_silent(queue: &dyn Queue) {
-    assert!(tokio::time::timeout(QUIET, queue.receive()).await.is_err(), "nothing should be delivered");
+async fn assert_silent(queue: &dyn Queue, time: Duration) {
+    assert!(tokio::time::timeout(time, queue.receive()).await.is_err(), "nothing should be delivered");
 }
 
 fn messages(count: usize) -> Vec<Message> {
@@ -64,7 +113,7 @@ async fn a_message_arrives_with_its_run_and_trace<F: Fixture>() {
     let delivery = receive(&*queue).await;
     assert_eq!(delivery.message(), &message);
     delivery.ack().await;
-    assert_silent(&*queue).await;
+    assert_silent(&*queue, F::QUIET).await;
 }
 
 async fn an_acknowledged_message_never_comes_back<F: Fixture>() {
@@ -74,7 +123,7 @@ async fn an_acknowledged_message_never_comes_back<F: Fixture>() {
     receive(&*queue).await.ack().await;
     drop(queue);
     let fixture = fixture.restart().await;
-    assert_silent(&*fixture.queue()).await;
+    assert_silent(&*fixture.queue(), F::LEASE).await;
 }
 
 async fn a_leased_message_is_nobody_elses<F: Fixture>() {
@@ -82,7 +131,7 @@ async fn a_leased_message_is_nobody_elses<F: Fixture>() {
     let queue = fixture.queue();
     queue.publish(&messages(1)).await.unwrap();
     let held = receive(&*queue).await;
-    assert_silent(&*queue).await;
+    assert_silent(&*queue, F::LEASE).await;
     held.ack().await;
 }
 
@@ -95,7 +144,7 @@ async fn a_refused_message_comes_back<F: Fixture>() {
     let again = receive(&*queue).await;
     assert_eq!(again.message(), &sent[0]);
     again.ack().await;
-    assert_silent(&*queue).await;
+    assert_silent(&*queue, F::QUIET).await;
 }
 
 async fn a_dropped_delivery_comes_back<F: Fixture>() {
@@ -143,16 +192,24 @@ async fn many_receivers_share_without_doubles<F: Fixture>() {
     let fixture = F::open().await;
     let queue = fixture.queue();
     let sent = messages(200);
+    let (begun, total) = (Instant::now(), sent.len());
+    let seen = Arc::new(AtomicUsize::new(0));
     let receivers: Vec<_> = (0..8)
         .map(|_| {
-            let queue = Arc::clone(&queue);
+            let (queue, seen) = (Arc::clone(&queue), Arc::clone(&seen));
             tokio::spawn(async move {
                 let mut taken = Vec::new();
-                while let Ok(Ok(delivery)) = tokio::time::timeout(Duration::from_secs(2), queue.receive()).await {
-                    taken.push(delivery.message().run_id.clone());
-                    delivery.ack().await;
+                // Goes on for a while when all were seen: a double would come then.
+                loop {
+                    if let Ok(delivery) = tokio::time::timeout(Duration::from_secs(2), queue.receive()).await {
+                        let delivery = delivery.unwrap();
+                        seen.fetch_add(1, Ordering::Relaxed);
+                        taken.push(delivery.message().run_id.clone());
+                        delivery.ack().await;
+                    } else if seen.load(Ordering::Relaxed) >= total || begun.elapsed() > PATIENCE {
+                        return taken;
+                    }
                 }
-                taken
             })
         })
         .collect();
@@ -205,3 +262,4 @@ macro_rules! queue_suite {
 }
 
 queue_suite!(sqlite, Sqlite);
+queue_suite!(pubsub, PubSub);

@@ -10,12 +10,16 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use quayside_shared::clock::{ManualClock, Timestamp};
+use quayside_shared::config::Google;
 use quayside_shared::ids::{ConversationId, RunId, UserId, WorkerId};
 use quayside_shared::run::{AttemptOutcome, Run, Usage};
 use quayside_shared::sqlite::Database;
 use quayside_shared::state::Finished;
-use quayside_shared::store::sqlite::{SqliteStore, StoreOptions};
-use quayside_shared::store::{Changed, Claim, Idempotency, Lease, MultitaskStrategy, NewRun, Store};
+use quayside_shared::store::firestore::FirestoreStore;
+use quayside_shared::store::sqlite::SqliteStore;
+use quayside_shared::store::{Changed, Claim, Idempotency, Lease, MultitaskStrategy, NewRun, Store, StoreOptions};
+
+use crate::support::emulators;
 
 const LEASE: Duration = Duration::from_secs(30);
 
@@ -57,6 +61,40 @@ impl Fixture for Sqlite {
         let Self { folder, clock, store } = self;
         drop(store);
         Self::open_in(folder, clock).await
+    }
+}
+
+/// Firestore's emulator, a project for each test.
+pub(crate) struct Firestore {
+    google: Google,
+    clock: Arc<ManualClock>,
+    store: Arc<FirestoreStore>,
+}
+
+impl Firestore {
+    async fn open_as(google: Google, clock: Arc<ManualClock>) -> Self {
+        let options = StoreOptions { queued_per_user: 10, ..StoreOptions::default() };
+        let store = Arc::new(FirestoreStore::connect(&google, clock.clone(), options).await.unwrap());
+        Self { google, clock, store }
+    }
+}
+
+impl Fixture for Firestore {
+    async fn open() -> Self {
+        let host = emulators::firestore().await.host().to_owned();
+        let google = Google { project_id: emulators::project(), firestore_emulator: Some(host), ..Google::default() };
+        Self::open_as(google, Arc::new(ManualClock::new(Timestamp::from_millis(1_700_000_000_000)))).await
+    }
+    fn store(&self) -> Arc<dyn Store> {
+        self.store.clone()
+    }
+    fn advance(&self, by: Duration) {
+        self.clock.advance(by);
+    }
+    async fn restart(self) -> Self {
+        let Self { google, clock, store } = self;
+        drop(store);
+        Self::open_as(google, clock).await
     }
 }
 
@@ -174,3 +212,4 @@ macro_rules! store_suite {
 }
 
 store_suite!(sqlite, super::super::Sqlite);
+store_suite!(firestore, super::super::Firestore);

@@ -8,7 +8,7 @@ use serde_json::Value;
 
 use super::header::Header;
 use crate::support::eventually;
-use crate::support::server::{Options, Server, docker};
+use crate::support::server::{Backend, Options, Server, docker};
 
 const IMAGE: &str = "quayside/test-hostile:latest";
 /// Where a header sets no limit: none of the programs takes as long.
@@ -52,7 +52,7 @@ pub fn agent(file: &str, suffix: &str, settings: &str) -> String {
 /// A server with these agents and other sections.
 pub async fn server(extra: String) -> Server {
     image();
-    Server::start_with(Options { extra, ..Options::default() }).await
+    Server::start_with(Backend::Embedded, Options { extra, ..Options::default() }).await
 }
 
 /// Runs one program and compares the run with its header. Afterwards nothing of it is left on the host.

@@ -4,12 +4,11 @@ use std::time::{Duration, Instant};
 
 use serde_json::json;
 
-use crate::support::server::{Options, Server, docker};
+use crate::support::server::{Backend, Options, Server, docker};
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_cancelled_run_has_no_container_left() {
+async fn a_cancelled_run_has_no_container_left(on: Backend) {
     // A heartbeat would tell the worker of the cancellation too; it must not have to wait for one.
-    let server = Server::start_with(Options { lease: "60s", heartbeat: "30s", ..Options::default() }).await;
+    let server = Server::start_with(on, Options { lease: "60s", heartbeat: "30s", ..Options::default() }).await;
     let user = server.user("u");
     let run = user.say("sh", "trap '' TERM INT; echo here; while :; do sleep 1; done").await;
     user.says(&run, "here").await;
@@ -25,9 +24,8 @@ async fn a_cancelled_run_has_no_container_left() {
     assert_eq!(user.cancel(&run).await["status"], "cancelled", "asking again changes nothing");
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_queued_run_is_cancelled_at_once() {
-    let server = Server::start_with(Options { slots: 1, ..Options::default() }).await;
+async fn a_queued_run_is_cancelled_at_once(on: Backend) {
+    let server = Server::start_with(on, Options { slots: 1, ..Options::default() }).await;
     let user = server.user("u");
     let running = user.say("sh", "sleep 60").await;
     user.reaches(&running, "in_progress").await;
@@ -38,9 +36,8 @@ async fn a_queued_run_is_cancelled_at_once() {
     user.finished(&running).await;
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn cancel_against_completion_has_one_winner() {
-    let server = Server::start().await;
+async fn cancel_against_completion_has_one_winner(on: Backend) {
+    let server = Server::start(on).await;
     let user = server.user("u");
     let (mut completed, mut cancelled) = (0, 0);
     for round in 0..24_u64 {
@@ -63,9 +60,8 @@ async fn cancel_against_completion_has_one_winner() {
     assert!(completed > 0 && cancelled > 0, "both happen: {completed} completed, {cancelled} cancelled");
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn deleting_a_conversation_stops_what_runs_in_it() {
-    let server = Server::start().await;
+async fn deleting_a_conversation_stops_what_runs_in_it(on: Backend) {
+    let server = Server::start(on).await;
     let user = server.user("u");
     let running = user.say_in("gone", "sh", "echo here; sleep 600").await;
     user.says(&running, "here").await;
@@ -76,4 +72,11 @@ async fn deleting_a_conversation_stops_what_runs_in_it() {
     }
     assert_eq!(user.get("/api/conversations/gone").send().await.unwrap().status(), 404);
     crate::support::eventually("an empty host", || async { server.containers().is_empty().then_some(()) }).await;
+}
+
+super::on_both! {
+    a_cancelled_run_has_no_container_left,
+    a_queued_run_is_cancelled_at_once,
+    cancel_against_completion_has_one_winner,
+    deleting_a_conversation_stops_what_runs_in_it,
 }

@@ -3,7 +3,7 @@
 use std::io::Write;
 use std::process::{Command, Output, Stdio};
 
-use crate::support::server::Server;
+use crate::support::server::{Backend, Server};
 
 fn quayside() -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_quayside"));
@@ -23,7 +23,7 @@ async fn submit(server: &Server, arguments: &[&str]) -> Output {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn submit_prints_the_reply_and_follows_the_run() {
-    let server = Server::start().await;
+    let server = Server::start(Backend::Embedded).await;
     let output = submit(&server, &["print('hello'); print('there', end='')"]).await;
     assert_eq!((output.status.code(), String::from_utf8_lossy(&output.stdout).as_ref()), (Some(0), "hello\nthere"));
     assert_eq!(words(&output), "", "quiet when piped");
@@ -40,7 +40,7 @@ async fn submit_prints_the_reply_and_follows_the_run() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn submit_reads_standard_input() {
-    let server = Server::start().await;
+    let server = Server::start(Backend::Embedded).await;
     let url = server.url.clone();
     let output = tokio::task::spawn_blocking(move || {
         let mut child =

@@ -7,12 +7,11 @@ use quayside_shared::queue::{Message, Queue};
 use serde_json::json;
 
 use crate::support::eventually;
-use crate::support::server::{Options, Server, docker, is_terminal};
+use crate::support::server::{Backend, Options, Server, docker, is_terminal};
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn nothing_accepted_is_lost_by_kill_9() {
+async fn nothing_accepted_is_lost_by_kill_9(on: Backend) {
     // One run may be hit by all four kills; what three do to it is another test's business.
-    let mut server = Server::start_with(Options { max_attempts: 10, ..Options::default() }).await;
+    let mut server = Server::start_with(on, Options { max_attempts: 10, ..Options::default() }).await;
     let mut accepted = Vec::new();
     for round in 0..4_u64 {
         let user = server.user("u");
@@ -35,9 +34,8 @@ async fn nothing_accepted_is_lost_by_kill_9() {
     eventually("an empty host", || async { server.containers().is_empty().then_some(()) }).await;
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_killed_attempt_is_redone_and_its_container_removed() {
-    let mut server = Server::start().await;
+async fn a_killed_attempt_is_redone_and_its_container_removed(on: Backend) {
+    let mut server = Server::start(on).await;
     let run = server.user("u").say("sh", "echo begun; sleep 3; echo ended").await;
     server.user("u").says(&run, "begun").await;
     let old = server.containers();
@@ -53,9 +51,8 @@ async fn a_killed_attempt_is_redone_and_its_container_removed() {
     assert!(!docker(&["ps", "-aq", "--no-trunc"]).contains(&old[0]), "the old container is gone");
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_cancellation_survives_kill_9() {
-    let mut server = Server::start().await;
+async fn a_cancellation_survives_kill_9(on: Backend) {
+    let mut server = Server::start(on).await;
     let user = server.user("u");
     let run = user.say("sh", "echo here; sleep 600").await;
     user.says(&run, "here").await;
@@ -75,9 +72,8 @@ async fn a_cancellation_survives_kill_9() {
     assert_eq!(docker(&["ps", "-q", "--filter", &format!("label=dev.quayside.run={run}")]).trim(), "");
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_frozen_worker_loses_its_lease_and_stays_silent() {
-    let server = Server::start_with(Options { lease: "2s", heartbeat: "500ms", ..Options::default() }).await;
+async fn a_frozen_worker_loses_its_lease_and_stays_silent(on: Backend) {
+    let server = Server::start_with(on, Options { lease: "2s", heartbeat: "500ms", ..Options::default() }).await;
     let user = server.user("u");
     let run = user.say("sh", "echo begun; sleep 4; echo ended").await;
     user.says(&run, "begun").await;
@@ -96,7 +92,7 @@ async fn a_frozen_worker_loses_its_lease_and_stays_silent() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_doubled_message_runs_once() {
-    let mut server = Server::start().await;
+    let mut server = Server::start(Backend::Embedded).await;
     let run = server.user("u").say("sh", "echo once; sleep 1").await;
     let done = server.user("u").finished(&server.user("u").say("cat", "x").await).await;
     server.user("u").reaches_or_ends(&run, "in_progress").await;
@@ -124,9 +120,8 @@ async fn a_doubled_message_runs_once() {
     assert_eq!(user.run(done["id"].as_str().unwrap()).await, done, "a finished run is not touched");
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn sigterm_finishes_or_hands_back() {
-    let mut server = Server::start_with(Options { drain: "6s", ..Options::default() }).await;
+async fn sigterm_finishes_or_hands_back(on: Backend) {
+    let mut server = Server::start_with(on, Options { drain: "6s", ..Options::default() }).await;
     let user = server.user("u");
     let short = user.say("sh", "echo short; sleep 1").await;
     let long = user.say("sh", "echo long; sleep 600").await;
@@ -161,7 +156,7 @@ async fn containers_of_others_are_left_alone() {
         "sleep",
         "300",
     ]);
-    let server = Server::start().await;
+    let server = Server::start(Backend::Embedded).await;
     let user = server.user("u");
     user.finished(&user.say("cat", "x").await).await;
     let alive = docker(&["ps", "-q", "--filter", &format!("name={name}")]);
@@ -173,7 +168,7 @@ async fn containers_of_others_are_left_alone() {
 async fn without_an_engine_runs_wait_and_readiness_says_why() {
     let folder = tempfile::tempdir().unwrap();
     let extra = format!("[runner]\ndocker_host = \"unix://{}/no.sock\"\n", folder.path().display());
-    let server = Server::start_unready(Options { extra, ..Options::default() }).await;
+    let server = Server::start_unready(Backend::Embedded, Options { extra, ..Options::default() }).await;
     let user = server.user("u");
     let run = user.say("cat", "x").await;
     let ready = eventually("a red readiness", || async {
@@ -189,7 +184,7 @@ async fn without_an_engine_runs_wait_and_readiness_says_why() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_second_process_on_the_same_data_is_refused() {
-    let server = Server::start().await;
+    let server = Server::start(Backend::Embedded).await;
     let output = Command::new(env!("CARGO_BIN_EXE_quayside"))
         .args(["up"])
         .env("QUAYSIDE__API__BIND", "127.0.0.1:0")
@@ -199,4 +194,12 @@ async fn a_second_process_on_the_same_data_is_refused() {
     assert_eq!(output.status.code(), Some(1));
     let words = String::from_utf8_lossy(&output.stderr);
     assert!(words.contains("another Quayside process") && words.contains("data_dir"), "{words}");
+}
+
+super::on_both! {
+    nothing_accepted_is_lost_by_kill_9,
+    a_killed_attempt_is_redone_and_its_container_removed,
+    a_cancellation_survives_kill_9,
+    a_frozen_worker_loses_its_lease_and_stays_silent,
+    sigterm_finishes_or_hands_back,
 }

@@ -3,11 +3,10 @@
 use serde_json::{Value, json};
 
 use crate::support::eventually;
-use crate::support::server::{Options, Server, id};
+use crate::support::server::{Backend, Options, Server, id};
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_conversation_is_answered_in_order() {
-    let server = Server::start().await;
+async fn a_conversation_is_answered_in_order(on: Backend) {
+    let server = Server::start(on).await;
     let user = server.user("u");
     let mut ids = Vec::new();
     for number in 0..5 {
@@ -29,9 +28,8 @@ async fn a_conversation_is_answered_in_order() {
     assert_eq!(listed, ids);
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn one_user_does_not_take_all_places() {
-    let server = Server::start().await;
+async fn one_user_does_not_take_all_places(on: Backend) {
+    let server = Server::start(on).await;
     let (greedy, modest) = (server.user("greedy"), server.user("modest"));
     let mut ids = Vec::new();
     for _ in 0..6 {
@@ -56,9 +54,8 @@ async fn one_user_does_not_take_all_places() {
     }
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn the_four_strategies() {
-    let server = Server::start().await;
+async fn the_four_strategies(on: Backend) {
+    let server = Server::start(on).await;
     let user = server.user("u");
     let say = |conversation: &'static str, strategy: &'static str, message: &'static str| {
         let body = json!({"agent": "sh", "message": message, "conversationId": conversation, "multitaskStrategy": strategy});
@@ -85,9 +82,8 @@ async fn the_four_strategies() {
     }
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_run_that_waits_too_long_expires() {
-    let server = Server::start_with(Options { slots: 1, ..Options::default() }).await;
+async fn a_run_that_waits_too_long_expires(on: Backend) {
+    let server = Server::start_with(on, Options { slots: 1, ..Options::default() }).await;
     let (busy, user) = (server.user("busy"), server.user("u"));
     let blocker = busy.say("sh", "sleep 60").await;
     busy.reaches(&blocker, "in_progress").await;
@@ -98,10 +94,9 @@ async fn a_run_that_waits_too_long_expires() {
     busy.cancel(&blocker).await;
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_full_queue_says_so() {
+async fn a_full_queue_says_so(on: Backend) {
     let options = Options { slots: 1, extra: "[limits]\nqueued_per_user = 3\n".into(), ..Options::default() };
-    let server = Server::start_with(options).await;
+    let server = Server::start_with(on, options).await;
     let user = server.user("u");
     let running = user.say("sh", "sleep 60").await;
     user.reaches(&running, "in_progress").await;
@@ -114,4 +109,12 @@ async fn a_full_queue_says_so() {
     assert_eq!(refused.json::<Value>().await.unwrap()["code"], "rate_limited");
     server.user("other").say("cat", "x").await;
     user.cancel(&running).await;
+}
+
+super::on_both! {
+    a_conversation_is_answered_in_order,
+    one_user_does_not_take_all_places,
+    the_four_strategies,
+    a_run_that_waits_too_long_expires,
+    a_full_queue_says_so,
 }

@@ -2,11 +2,10 @@
 
 use serde_json::{Value, json};
 
-use crate::support::server::{Event, Server, id};
+use crate::support::server::{Backend, Event, Server, id};
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_message_is_answered() {
-    let server = Server::start().await;
+async fn a_message_is_answered(on: Backend) {
+    let server = Server::start(on).await;
     let user = server.user("u");
     let answer = user.post("/api/conversation?wait=60").json(&json!({"message": "print(6 * 7)"})).send().await.unwrap();
     assert_eq!(answer.status(), 200);
@@ -18,9 +17,8 @@ async fn a_message_is_answered() {
     assert_eq!(user.run(run["id"].as_str().unwrap()).await, run, "polling tells the same");
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn the_message_reaches_the_agent_byte_for_byte() {
-    let server = Server::start().await;
+async fn the_message_reaches_the_agent_byte_for_byte(on: Backend) {
+    let server = Server::start(on).await;
     let user = server.user("u");
     let messages =
         ["'; rm -rf / #", "$(id) `id` ${IFS} \\ \" '", "nul \0 inside", "line\nline\r\n\ttab", "-e", "é漢字🦀", " ", &"x".repeat(64 << 10)];
@@ -30,9 +28,8 @@ async fn the_message_reaches_the_agent_byte_for_byte() {
     }
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn the_request_holds_history_and_ids() {
-    let server = Server::start().await;
+async fn the_request_holds_history_and_ids(on: Backend) {
+    let server = Server::start(on).await;
     let user = server.user("someone@example.org");
     let first = user.say_in("talk", "cat", "first").await;
     user.finished(&first).await;
@@ -51,11 +48,10 @@ fn text(events: &[Event]) -> String {
     events.iter().filter(|event| event.kind == "delta").map(|event| event.data["text"].as_str().unwrap()).collect()
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_stream_has_every_event_once_and_resumes_anywhere() {
-    let server = Server::start().await;
+async fn a_stream_has_every_event_once_and_resumes_anywhere(on: Backend) {
+    let server = Server::start(on).await;
     let user = server.user("u");
-    let run = user.say("sh", "for i in 1 2 3 4 5; do echo line $i; sleep 0.1; done").await;
+    let run = user.say("sh", "for i in 1 2 3 4 5; do echo line $i; sleep 0.7; done").await;
     let live = user.events(&run, None).await;
     assert_eq!(text(&live), "line 1\nline 2\nline 3\nline 4\nline 5\n");
     assert!(live.iter().filter(|event| event.kind == "delta").count() >= 3, "it streams: {live:?}");
@@ -71,9 +67,8 @@ async fn a_stream_has_every_event_once_and_resumes_anywhere() {
     }
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn text_arrives_while_the_agent_still_works() {
-    let server = Server::start().await;
+async fn text_arrives_while_the_agent_still_works(on: Backend) {
+    let server = Server::start(on).await;
     let user = server.user("u");
     let run = user.say("python", "import time\nprint('early', flush=True)\ntime.sleep(30)\n").await;
     let seen = user.says(&run, "early").await;
@@ -82,9 +77,8 @@ async fn text_arrives_while_the_agent_still_works() {
     assert_eq!(user.finished(&run).await["status"], "cancelled");
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_wait_that_is_too_short_gives_the_run_so_far() {
-    let server = Server::start().await;
+async fn a_wait_that_is_too_short_gives_the_run_so_far(on: Backend) {
+    let server = Server::start(on).await;
     let user = server.user("u");
     let answer = user.post("/api/conversation").header("Prefer", "wait=1").json(&json!({"agent": "sh", "message": "sleep 20"})).send().await.unwrap();
     assert_eq!(answer.status(), 202);
@@ -93,9 +87,8 @@ async fn a_wait_that_is_too_short_gives_the_run_so_far() {
     user.cancel(&id(&run)).await;
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_hundred_repeats_of_one_submission_are_one_run() {
-    let server = Server::start().await;
+async fn a_hundred_repeats_of_one_submission_are_one_run(on: Backend) {
+    let server = Server::start(on).await;
     let user = server.user("u");
     let repeats: Vec<_> = (0..100)
         .map(|_| {
@@ -126,9 +119,8 @@ async fn a_hundred_repeats_of_one_submission_are_one_run() {
     assert_eq!(run["attempts"].as_array().unwrap().len(), 1);
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn users_do_not_see_each_other() {
-    let server = Server::start().await;
+async fn users_do_not_see_each_other(on: Backend) {
+    let server = Server::start(on).await;
     let (mine, yours) = (server.user("me"), server.user("you"));
     let run = mine.say_in("same-name", "cat", "secret").await;
     mine.finished(&run).await;
@@ -141,12 +133,23 @@ async fn users_do_not_see_each_other() {
     assert_eq!(yours.post(&format!("/api/runs/{run}/cancel")).send().await.unwrap().status(), 404);
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn nothing_is_left_on_the_host() {
-    let server = Server::start().await;
+async fn nothing_is_left_on_the_host(on: Backend) {
+    let server = Server::start(on).await;
     let user = server.user("u");
     for message in ["echo fine", "exit 3", "kill -9 $$"] {
         user.finished(&user.say("sh", message).await).await;
     }
     crate::support::eventually("an empty host", || async { server.containers().is_empty().then_some(()) }).await;
+}
+
+super::on_both! {
+    a_message_is_answered,
+    the_message_reaches_the_agent_byte_for_byte,
+    the_request_holds_history_and_ids,
+    a_stream_has_every_event_once_and_resumes_anywhere,
+    text_arrives_while_the_agent_still_works,
+    a_wait_that_is_too_short_gives_the_run_so_far,
+    a_hundred_repeats_of_one_submission_are_one_run,
+    users_do_not_see_each_other,
+    nothing_is_left_on_the_host,
 }

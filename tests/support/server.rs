@@ -1,14 +1,15 @@
-//! A real `quayside up` with its own data folder, and a client that speaks the contract to it.
+//! A real Quayside with its own data folder, in one process or in several, and a client that speaks the contract to it.
 
 use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
-use std::sync::mpsc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, mpsc};
 use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 
-use super::{PATIENCE, eventually};
+use super::{PATIENCE, emulators, eventually};
 
 /// Agents that the scenarios need, beside the built-in `python`. Their image is the agent image; their programs are
 /// given on the command line, the message comes on standard input.
@@ -55,13 +56,27 @@ image = "quayside/agent-python"
 command = ["/no/such/program"]
 "#;
 
-/// A server process. Killed, with all its containers, when the test lets go of it.
+/// Where a scenario happens.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Backend {
+    /// One process with everything in it.
+    Embedded,
+    /// Two APIs and two workers (one for a single slot), joined by Google's emulators.
+    Google,
+}
+
+/// The processes of one installation. Killed, with all their containers, when the test lets go of them.
 pub struct Server {
-    child: Child,
+    on: Backend,
+    /// APIs first.
+    processes: Vec<Child>,
+    slots: u32,
     folder: Option<tempfile::TempDir>,
     config: PathBuf,
     data_dir: PathBuf,
-    /// `http://127.0.0.1:port`
+    /// `http://127.0.0.1:port` of each API.
+    urls: Vec<String>,
+    /// The first of them.
     pub url: String,
     /// What it logged so far, for failing tests.
     pub log: PathBuf,
@@ -85,40 +100,109 @@ impl Default for Options {
 }
 
 impl Server {
-    pub async fn start() -> Self {
-        Self::start_with(Options::default()).await
+    pub async fn start(on: Backend) -> Self {
+        Self::start_with(on, Options::default()).await
     }
 
-    pub async fn start_with(options: Options) -> Self {
-        let server = Self::start_unready(options).await;
+    pub async fn start_with(on: Backend, options: Options) -> Self {
+        let server = Self::start_unready(on, options).await;
         server.ready().await;
         server
     }
 
     /// The same without waiting for readiness.
-    pub async fn start_unready(options: Options) -> Self {
+    pub async fn start_unready(on: Backend, options: Options) -> Self {
+        let backend = match on {
+            Backend::Embedded => String::new(),
+            Backend::Google => {
+                let hosts = (emulators::pubsub().await.host(), emulators::firestore().await.host());
+                return Self::start_on_emulators(hosts, &emulators::project(), options).await;
+            }
+        };
+        Self::start_processes(on, &backend, options).await
+    }
+
+    /// On emulators that belong to the test.
+    pub async fn start_on_emulators(hosts: (&str, &str), project: &str, options: Options) -> Self {
+        // The hosts come by the environment; written down here so that a restart finds them again.
+        let google = format!("kind = \"google\"\n# {} {}\n[google]\nproject_id = \"{project}\"\n", hosts.0, hosts.1);
+        let server = Self::start_processes(Backend::Google, &google, options).await;
+        server.ready().await;
+        server
+    }
+
+    async fn start_processes(on: Backend, backend: &str, options: Options) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let data_dir = folder.path().join("data");
         let config = folder.path().join("quayside.toml");
         let Options { extra, slots, lease, heartbeat, drain, max_attempts } = options;
+        let workers = workers(on, slots);
         let text = format!(
-            "[api]\nbind = \"127.0.0.1:0\"\n[backend]\ndata_dir = {data_dir:?}\n[worker]\nslots = {slots}\nlease = \"{lease}\"\nheartbeat = \"{heartbeat}\"\ndrain = \"{drain}\"\nmax_attempts = {max_attempts}\n{AGENTS}\n{extra}"
+            "[api]\nbind = \"127.0.0.1:0\"\n[backend]\ndata_dir = {data_dir:?}\n{backend}[worker]\nslots = {}\nlease = \"{lease}\"\nheartbeat = \"{heartbeat}\"\ndrain = \"{drain}\"\nmax_attempts = {max_attempts}\n{AGENTS}\n{extra}",
+            slots / workers
         );
         std::fs::write(&config, text).unwrap();
         let log = folder.path().join("log");
-        let (child, url) = spawn(&config, &log);
-        Self { child, folder: Some(folder), config, data_dir, url, log }
+        let mut server = Self { on, processes: Vec::new(), slots, folder: Some(folder), config, data_dir, urls: Vec::new(), url: String::new(), log };
+        server.spawn();
+        server
     }
 
-    /// `kill -9`, at once.
+    fn spawn(&mut self) {
+        self.urls.clear();
+        let apis: &[&str] = if self.on == Backend::Embedded { &["up"] } else { &["api", "api"] };
+        // Side by side: each waits until it knows its address.
+        let started: Vec<(Child, Option<String>)> = std::thread::scope(|scope| {
+            let apis: Vec<_> = apis.iter().map(|&command| scope.spawn(|| self.process(command))).collect();
+            apis.into_iter().map(|api| api.join().unwrap()).collect()
+        });
+        for (child, url) in started {
+            self.processes.push(child);
+            self.urls.push(url.expect("an API prints where it listens"));
+        }
+        self.url = self.urls[0].clone();
+        if self.on == Backend::Google {
+            for _ in 0..workers(self.on, self.slots) {
+                self.processes.push(self.process("worker").0);
+            }
+        }
+    }
+
+    fn process(&self, command: &str) -> (Child, Option<String>) {
+        let text = std::fs::read_to_string(&self.config).unwrap();
+        let hosts = text.lines().find_map(|line| line.strip_prefix("# ")?.split_once(' '));
+        spawn(&self.config, &self.log, command, hosts)
+    }
+
+    /// `kill -9` for every process, at once.
     pub fn kill(&mut self) {
-        self.child.kill().unwrap();
-        self.child.wait().unwrap();
+        for child in &mut self.processes {
+            child.kill().unwrap();
+        }
+        for mut child in self.processes.drain(..) {
+            child.wait().unwrap();
+        }
+    }
+
+    /// `kill -9` for one of the APIs and one of the workers, and new ones in their place.
+    pub async fn replace_one_of_each(&mut self) {
+        assert_eq!(self.on, Backend::Google);
+        let last = self.processes.len() - 1;
+        for place in [0, last] {
+            self.processes[place].kill().unwrap();
+            self.processes[place].wait().unwrap();
+        }
+        let (api, url) = self.process("api");
+        self.processes[0] = api;
+        self.urls[0] = url.expect("an API prints where it listens");
+        self.url = self.urls[0].clone();
+        self.processes[last] = self.process("worker").0;
+        self.ready().await;
     }
 
     /// Starts again on the same data after a [`Server::kill`] or [`Server::terminate`].
     pub async fn restart(&mut self) {
-        (self.child, self.url) = spawn(&self.config, &self.log);
+        self.spawn();
         self.ready().await;
     }
 
@@ -129,52 +213,66 @@ impl Server {
         self.restart().await;
     }
 
-    /// SIGTERM; returns the exit code.
+    /// SIGTERM for every process; returns the highest exit code.
     pub async fn terminate(&mut self) -> i32 {
-        Command::new("kill").args(["-TERM", &self.child.id().to_string()]).status().unwrap();
-        let child = &mut self.child;
-        let begun = Instant::now();
-        loop {
-            if let Some(status) = child.try_wait().unwrap() {
-                return status.code().unwrap_or(-1);
-            }
-            assert!(begun.elapsed() < PATIENCE, "the server did not drain");
-            tokio::time::sleep(Duration::from_millis(20)).await;
+        for child in &self.processes {
+            Command::new("kill").args(["-TERM", &child.id().to_string()]).status().unwrap();
         }
+        let begun = Instant::now();
+        let mut highest = 0;
+        for mut child in self.processes.drain(..) {
+            let code = loop {
+                if let Some(status) = child.try_wait().unwrap() {
+                    break status.code().unwrap_or(128);
+                }
+                assert!(begun.elapsed() < PATIENCE, "the server did not drain");
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            };
+            highest = highest.max(code);
+        }
+        highest
     }
 
+    /// The process that runs containers: the only one, or the last worker.
     pub fn pid(&self) -> u32 {
-        self.child.id()
+        self.processes.last().expect("a process").id()
     }
 
     pub fn data_dir(&self) -> &Path {
         &self.data_dir
     }
 
-    /// The owner label of this server's containers.
-    pub fn instance(&self) -> String {
-        std::fs::read_to_string(self.data_dir.join("instance")).unwrap_or_default().trim().to_owned()
+    /// The owner labels of this server's containers.
+    pub fn instances(&self) -> Vec<String> {
+        let files = std::fs::read_dir(&self.data_dir).into_iter().flatten().flatten();
+        let named = files.filter(|file| file.file_name().to_string_lossy().starts_with("instance"));
+        named.filter_map(|file| std::fs::read_to_string(file.path()).ok()).map(|name| name.trim().to_owned()).collect()
     }
 
     /// Ids of this server's containers, running or not.
     pub fn containers(&self) -> Vec<String> {
-        docker(&["ps", "-aq", "--filter", &format!("label=dev.quayside.instance={}", self.instance())]).lines().map(str::to_owned).collect()
+        let of = |instance: String| docker(&["ps", "-aq", "--filter", &format!("label=dev.quayside.instance={instance}")]);
+        self.instances().into_iter().flat_map(|instance| of(instance).lines().map(str::to_owned).collect::<Vec<_>>()).collect()
     }
 
     pub fn user(&self, name: &str) -> User {
-        User { http: reqwest::Client::new(), url: self.url.clone(), name: name.to_owned() }
+        User { http: reqwest::Client::new(), urls: self.urls.clone().into(), turn: Arc::default(), name: name.to_owned() }
     }
 
     async fn ready(&self) {
-        let url = format!("{}/readyz", self.url);
-        eventually("readiness", || async { reqwest::get(&url).await.ok().filter(|answer| answer.status() == 200) }).await;
+        for url in &self.urls {
+            let url = format!("{url}/readyz");
+            eventually("readiness", || async { reqwest::get(&url).await.ok().filter(|answer| answer.status() == 200) }).await;
+        }
     }
 }
 
 impl Drop for Server {
     fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
+        for child in &mut self.processes {
+            let _ = child.kill();
+            let _ = child.wait();
+        }
         let containers = self.containers();
         if !containers.is_empty() {
             let mut arguments = vec!["rm", "-f", "-v"];
@@ -189,15 +287,20 @@ impl Drop for Server {
     }
 }
 
-fn spawn(config: &Path, log: &Path) -> (Child, String) {
+/// One worker for a single slot: two would be two.
+fn workers(on: Backend, slots: u32) -> u32 {
+    if on == Backend::Google && slots > 1 { 2 } else { 1 }
+}
+
+/// Starts a process; what serves HTTP tells where.
+fn spawn(config: &Path, log: &Path, command: &str, hosts: Option<(&str, &str)>) -> (Child, Option<String>) {
     let log = std::fs::File::options().create(true).append(true).open(log).unwrap();
-    let mut child = Command::new(env!("CARGO_BIN_EXE_quayside"))
-        .args(["--config", config.to_str().unwrap(), "up"])
-        .env("QUAYSIDE_LOG", "info,quayside_worker=debug")
-        .stdout(Stdio::piped())
-        .stderr(log)
-        .spawn()
-        .unwrap();
+    let mut process = Command::new(env!("CARGO_BIN_EXE_quayside"));
+    process.args(["--config", config.to_str().unwrap(), command]).env("QUAYSIDE_LOG", "info,quayside_worker=debug,firestore=warn,gcloud_sdk=warn");
+    if let Some((pubsub, firestore)) = hosts {
+        process.env("PUBSUB_EMULATOR_HOST", pubsub).env("FIRESTORE_EMULATOR_HOST", firestore);
+    }
+    let mut child = process.stdout(Stdio::piped()).stderr(log).spawn().unwrap();
     let stdout = child.stdout.take().unwrap();
     let (sender, receiver) = mpsc::channel();
     std::thread::spawn(move || {
@@ -207,7 +310,7 @@ fn spawn(config: &Path, log: &Path) -> (Child, String) {
             }
         }
     });
-    let url = receiver.recv_timeout(PATIENCE).expect("the server prints where it listens");
+    let url = (command != "worker").then(|| receiver.recv_timeout(PATIENCE).expect("the server prints where it listens"));
     (child, url)
 }
 
@@ -217,17 +320,19 @@ pub fn docker(arguments: &[&str]) -> String {
     String::from_utf8_lossy(&output.stdout).into_owned()
 }
 
-/// A user of a server.
+/// A user of a server. Each request goes to the next of its APIs.
 #[derive(Clone)]
 pub struct User {
     pub http: reqwest::Client,
-    pub url: String,
+    urls: Arc<[String]>,
+    turn: Arc<AtomicUsize>,
     pub name: String,
 }
 
 impl User {
     pub fn request(&self, method: reqwest::Method, path: &str) -> reqwest::RequestBuilder {
-        self.http.request(method, format!("{}{path}", self.url)).header("X-User-Id", &self.name)
+        let url = &self.urls[self.turn.fetch_add(1, Ordering::Relaxed) % self.urls.len()];
+        self.http.request(method, format!("{url}{path}")).header("X-User-Id", &self.name)
     }
 
     pub fn get(&self, path: &str) -> reqwest::RequestBuilder {
