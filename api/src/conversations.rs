@@ -5,6 +5,7 @@ use std::sync::Arc;
 use axum::Json;
 use axum::extract::State;
 use axum::response::{IntoResponse, Response};
+use http::HeaderMap;
 use quayside_shared::clock::Timestamp;
 use quayside_shared::ids::ConversationId;
 use quayside_shared::store::{BadCursor, Conversation};
@@ -15,6 +16,7 @@ use crate::App;
 use crate::auth::Caller;
 use crate::error::{self, ApiError, NO_CONTENT, Result};
 use crate::params::{Id, Params};
+use crate::trace;
 use crate::view::RunView;
 
 /// A conversation as lists show it.
@@ -142,11 +144,12 @@ pub(crate) async fn runs(State(app): State<Arc<App>>, Caller(user): Caller, Id(i
         error::BadRequest, error::Unauthenticated, error::NotFound, error::Failed, error::Overloaded,
     )
 )]
-pub(crate) async fn delete(State(app): State<Arc<App>>, Caller(user): Caller, Id(id): Id<ConversationId>) -> Result<Response> {
+pub(crate) async fn delete(State(app): State<Arc<App>>, Caller(user): Caller, Id(id): Id<ConversationId>, headers: HeaderMap) -> Result<Response> {
+    let trace = trace::context(&headers);
     // In a task of its own: a client that goes away must not come between the deletion and the wake-ups.
     let deleting = tokio::spawn(async move {
         let wake = app.deps.store.delete_conversation(&user, &id).await?.ok_or(ApiError::NotFound)?;
-        app.publisher.publish(wake);
+        app.publisher.publish(wake, &trace);
         Ok::<_, ApiError>(())
     });
     deleting.await.map_err(|_| ApiError::Internal("a deletion panicked"))??;

@@ -30,6 +30,7 @@ mod serve;
 mod service;
 mod stall;
 mod tokens;
+mod trace;
 mod view;
 
 pub use router::{openapi, probes, router, router_with_keys};

@@ -1,5 +1,6 @@
 //! One task that publishes for everybody: many wake-ups become one write to the queue.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use quayside_shared::error::chain;
@@ -15,7 +16,7 @@ const WAITING_MAX: usize = 65_536;
 /// Where runs that may start are announced.
 #[derive(Clone)]
 pub(crate) struct Publisher {
-    sender: mpsc::Sender<RunId>,
+    sender: mpsc::Sender<Message>,
 }
 
 impl Publisher {
@@ -26,23 +27,24 @@ impl Publisher {
         Self { sender }
     }
 
-    /// Announces `runs`. A message is a hint: a lost one is repaired by the sweeper (invariant 2).
-    pub(crate) fn publish(&self, runs: impl IntoIterator<Item = RunId>) {
-        for run in runs {
-            if let Err(error) = self.sender.try_send(run) {
+    /// Announces `runs`, caused by the request that `trace` belongs to. A message is a hint: a lost one is repaired by
+    /// the sweeper (invariant 2).
+    pub(crate) fn publish(&self, runs: impl IntoIterator<Item = RunId>, trace: &BTreeMap<String, String>) {
+        for run_id in runs {
+            if let Err(error) = self.sender.try_send(Message { run_id, trace: trace.clone() }) {
                 tracing::warn!(error = %error, "a message was not published; the sweeper will do it");
             }
         }
     }
 }
 
-async fn publish_groups(queue: Arc<dyn Queue>, mut receiver: mpsc::Receiver<RunId>) {
-    let mut runs = Vec::with_capacity(GROUP_MAX);
-    while receiver.recv_many(&mut runs, GROUP_MAX).await > 0 {
-        let messages: Vec<Message> = runs.drain(..).map(Message::new).collect();
+async fn publish_groups(queue: Arc<dyn Queue>, mut receiver: mpsc::Receiver<Message>) {
+    let mut messages = Vec::with_capacity(GROUP_MAX);
+    while receiver.recv_many(&mut messages, GROUP_MAX).await > 0 {
         if let Err(error) = queue.publish(&messages).await {
             tracing::warn!(count = messages.len(), error = %chain(&error), "messages were not published; the sweeper will do it");
         }
+        messages.clear();
     }
 }
 
@@ -105,10 +107,10 @@ mod tests {
     async fn a_failed_publish_is_left_behind_and_the_next_ones_go_in_groups() {
         let (groups, mut published) = mpsc::unbounded_channel();
         let publisher = Publisher::start(Arc::new(Unsteady { calls: AtomicUsize::new(0), groups }));
-        publisher.publish([RunId::random()]);
+        publisher.publish([RunId::random()], &BTreeMap::new());
         // The task has taken the first before the others come.
         tokio::task::yield_now().await;
-        publisher.publish((0..1200).map(|_| RunId::random()));
+        publisher.publish((0..1200).map(|_| RunId::random()), &BTreeMap::new());
         let mut sizes = Vec::new();
         while sizes.iter().sum::<usize>() < 1200 {
             sizes.push(tokio::time::timeout(Duration::from_secs(10), published.recv()).await.expect("a group is published").unwrap());

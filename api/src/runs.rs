@@ -1,5 +1,6 @@
 //! Submitting, reading and cancelling a run.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -20,6 +21,7 @@ use crate::body::json_body;
 use crate::error::{self, ACCEPTED, ApiError, Result};
 use crate::params::{Id, Params, idempotency_key, preferred_wait};
 use crate::request::{self, SubmitRequest};
+use crate::trace;
 use crate::view::RunView;
 
 const REPLAYED: HeaderName = HeaderName::from_static("idempotency-replayed");
@@ -63,7 +65,7 @@ pub(crate) async fn submit(State(app): State<Arc<App>>, Caller(user): Caller, pa
     let wait = params.wait()?.or_else(|| preferred_wait(&parts.headers));
     let body = json_body(&parts.headers, body, app.body_limit).await?;
     let new = request::parse(&body, user, key, &app.deps.config)?;
-    let Submitted { run, replayed, waiting, wake: _ } = accept(&app, new).await?;
+    let Submitted { run, replayed, waiting, wake: _ } = accept(&app, new, trace::context(&parts.headers)).await?;
     if !replayed {
         metrics::counter!(names::RUNS_SUBMITTED, "agent" => run.agent.to_string()).increment(1);
     }
@@ -83,11 +85,11 @@ pub(crate) async fn submit(State(app): State<Arc<App>>, Caller(user): Caller, pa
 }
 
 /// Stores the run and announces what may start. In a task of its own: a client that goes away must not come between.
-async fn accept(app: &Arc<App>, new: NewRun) -> Result<Submitted> {
+async fn accept(app: &Arc<App>, new: NewRun, trace: BTreeMap<String, String>) -> Result<Submitted> {
     let app = Arc::clone(app);
     let accepting = tokio::spawn(async move {
         let mut submitted = app.deps.store.submit(new).await?;
-        app.publisher.publish(submitted.wake.drain(..));
+        app.publisher.publish(submitted.wake.drain(..), &trace);
         Ok::<_, ApiError>(submitted)
     });
     accepting.await.map_err(|_| ApiError::Internal("a submission panicked"))?
@@ -139,12 +141,12 @@ pub(crate) async fn get(
         error::BadRequest, error::Unauthenticated, error::NotFound, error::Failed, error::Overloaded,
     )
 )]
-pub(crate) async fn cancel(State(app): State<Arc<App>>, Caller(user): Caller, Id(id): Id<RunId>) -> Result<Response> {
+pub(crate) async fn cancel(State(app): State<Arc<App>>, Caller(user): Caller, Id(id): Id<RunId>, headers: HeaderMap) -> Result<Response> {
     owned(&app, &user, &id).await?;
-    let acting = Arc::clone(&app);
+    let (acting, trace) = (Arc::clone(&app), trace::context(&headers));
     let cancelling = tokio::spawn(async move {
         let changed = acting.deps.store.cancel(&id).await?.ok_or(ApiError::NotFound)?;
-        acting.publisher.publish(changed.wake);
+        acting.publisher.publish(changed.wake, &trace);
         Ok::<_, ApiError>(changed.run)
     });
     let run = cancelling.await.map_err(|_| ApiError::Internal("a cancellation panicked"))??;

@@ -265,6 +265,10 @@ impl Config {
                 return wrong(key, "must be at least 1");
             }
         }
+        // A user's unfinished runs are in one document there, which may have 1 MiB.
+        if backend.kind == BackendKind::Google && limits.queued_per_user > 5000 {
+            return wrong("limits.queued_per_user", "must be at most 5000 on the google backend");
+        }
         let hosts = ["unix://", "tcp://", "http://"];
         if !hosts.iter().any(|scheme| runner.docker_host.starts_with(scheme)) {
             return wrong("runner.docker_host", "must begin with unix://, tcp:// or http://");

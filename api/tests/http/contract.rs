@@ -207,3 +207,14 @@ async fn a_client_that_goes_away_does_not_come_between_storing_and_publishing() 
     }
     assert!(announced.contains(&marker["id"].as_str().unwrap().parse().unwrap()));
 }
+
+#[tokio::test]
+async fn the_callers_trace_goes_with_the_message() {
+    let server = server().await;
+    let parent = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01";
+    let submission = server.submission("ann", &json!({"message": "hello"})).header("traceparent", parent).header("tracestate", "vendor=1");
+    assert_eq!(answer(submission).await.status, 202);
+    let delivery = server.queue.receive().await.unwrap();
+    let trace: Vec<_> = delivery.message().trace.iter().map(|(key, value)| (key.as_str(), value.as_str())).collect();
+    assert_eq!(trace, [("traceparent", parent), ("tracestate", "vendor=1")]);
+}

@@ -127,23 +127,26 @@ impl FirestoreStore {
             }
         }
         let run = &stored.record.run;
-        let mut writes = vec![self.client.delete(&stored.path, Version::Any)];
+        let path = conversation_path(&run.user_id, &run.conversation_id);
         let mut tries = self.tries();
         loop {
-            let path = conversation_path(&run.user_id, &run.conversation_id);
+            let mut found = self.client.get_all(&[&stored.path, &path]).await?;
+            let conversation = found.pop().flatten();
+            // Another sweeper was faster: it has counted the run off, too.
+            let Some(Found { version, .. }) = found.pop().flatten() else { return Ok(()) };
+            let mut writes = vec![self.client.delete(&stored.path, version)];
             if !run.rolled_back
-                && let Some(found) = self.client.get(&path).await?
+                && let Some(conversation) = conversation
             {
-                let mut conversation: Stored<ConversationRecord> = Stored::decode(found)?;
+                let mut conversation: Stored<ConversationRecord> = Stored::decode(conversation)?;
                 if conversation.record.key == stored.record.conversation_key {
                     conversation.record.run_count = conversation.record.run_count.saturating_sub(1);
                     writes.push(self.client.write(&path, codec::encode(&conversation.record)?, conversation.version));
                 }
             }
-            if self.client.commit(writes.clone()).await? == Committed::Done {
+            if self.client.commit(writes).await? == Committed::Done {
                 return Ok(());
             }
-            writes.truncate(1);
             tries.again().await?;
         }
     }
