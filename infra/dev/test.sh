@@ -23,6 +23,15 @@ browser_tests() {
   (cd "$ROOT/tests/browser" && node --test --test-reporter=spec)
 }
 
+# export_lines COMMAND...: the NAME=value lines that it prints.
+export_lines() {
+  local found name value
+  found=$("$@")
+  while IFS='=' read -r name value; do export "$name=$value"; done <<<"$found"
+}
+
+rules_tests() { (cd "$ROOT/tests/rules" && node --test --test-reporter=spec); }
+
 stage 'Toolchain' infra/dev/toolchain.sh
 stage 'Docker engine' infra/dev/docker.sh
 use_this_engine
@@ -30,6 +39,10 @@ use_this_engine
 in_background agent-image infra/agents/build.sh
 in_background browser infra/dev/browser.sh
 in_background schemathesis infra/dev/schemathesis.sh
+in_background firebase infra/dev/firebase.sh
+
+stage "Google's emulators" infra/dev/emulators.sh
+export_lines infra/dev/emulators.sh
 
 stage 'cargo fmt' cargo fmt --all --check
 stage 'cargo clippy' cargo clippy --locked --workspace --all-targets -- -D warnings
@@ -44,6 +57,9 @@ stage 'Browser and its packages (installed meanwhile)' join browser
 CHROMIUM=$(find_browser)
 export CHROMIUM
 use_node
+stage "Firebase's packages (installed meanwhile)" join firebase
+export_lines infra/dev/firebase.sh
+stage 'Security rules of Firestore' rules_tests
 stage 'The page in Chromium' browser_tests
 
 stage 'schemathesis (installed meanwhile)' join schemathesis
