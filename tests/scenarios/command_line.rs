@@ -1,9 +1,10 @@
 //! The command line: words that help, streams that can be piped, exit codes that follow.
 
-use std::io::Write;
+use std::io::{BufRead, Write};
 use std::process::{Command, Output, Stdio};
 
 use crate::support::server::{Backend, Server};
+use crate::support::{emulators, eventually};
 
 fn quayside() -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_quayside"));
@@ -90,4 +91,40 @@ async fn doctor_names_what_is_wrong() {
         .unwrap();
     assert_eq!(sick.status.code(), Some(1));
     assert!(String::from_utf8_lossy(&sick.stdout).contains("FAIL  engine"), "{}", String::from_utf8_lossy(&sick.stdout));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_worker_of_its_own_tells_how_it_is() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut worker = quayside()
+        .arg("worker")
+        .env("QUAYSIDE_LOG", "info")
+        .env("QUAYSIDE__BACKEND__KIND", "google")
+        .env("QUAYSIDE__BACKEND__DATA_DIR", folder.path())
+        .env("QUAYSIDE__GOOGLE__PROJECT_ID", emulators::project())
+        .env("QUAYSIDE__WORKER__PROBES", "127.0.0.1:0")
+        .env("PUBSUB_EMULATOR_HOST", emulators::pubsub().await.host())
+        .env("FIRESTORE_EMULATOR_HOST", emulators::firestore().await.host())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut lines = std::io::BufReader::new(worker.stderr.take().unwrap()).lines();
+    let address = lines
+        .by_ref()
+        .map_while(Result::ok)
+        .filter_map(|line| serde_json::from_str::<serde_json::Value>(&line).ok())
+        .find(|line| line["message"] == "probes and metrics")
+        .map(|line| line["address"].as_str().unwrap().to_owned())
+        .expect("it says where");
+    std::thread::spawn(move || lines.for_each(drop));
+    let get = |path: &'static str| reqwest::get(format!("http://{address}{path}"));
+    eventually("readiness", || async { get("/readyz").await.ok().filter(|answer| answer.status() == 200) }).await;
+    assert_eq!(get("/livez").await.unwrap().status(), 200);
+    let metrics =
+        eventually("its slots", || async { get("/metrics").await.unwrap().text().await.ok().filter(|text| text.contains("quayside_slots")) }).await;
+    assert!(metrics.contains("# HELP"), "{metrics}");
+    assert_eq!(get("/api/agents").await.unwrap().status(), 404, "it is no API");
+    Command::new("kill").args(["-TERM", &worker.id().to_string()]).status().unwrap();
+    let status = tokio::task::spawn_blocking(move || worker.wait().unwrap()).await.unwrap();
+    assert_eq!(status.code(), Some(0), "drained");
 }
