@@ -22,7 +22,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 
 use self::client::{Client, Committed};
-use self::contention::{Locks, Tries};
+use self::contention::{Doubts, Locks, Tries};
 use self::line::Line;
 use self::listen::Listening;
 use self::records::{RunRecord, Stored, line_path, run_path};
@@ -45,6 +45,7 @@ pub struct FirestoreStore {
     hub: Arc<Hub>,
     options: StoreOptions,
     locks: Locks,
+    doubts: Doubts,
     listening: Listening,
 }
 
@@ -58,7 +59,7 @@ impl FirestoreStore {
         let client = Client::connect(google).await?;
         let hub = Arc::new(Hub::default());
         let listening = Listening::start(client.clone(), Arc::clone(&hub));
-        Ok(Self { client, clock, hub, options, locks: Locks::default(), listening })
+        Ok(Self { client, clock, hub, options, locks: Locks::default(), doubts: Doubts::default(), listening })
     }
 
     fn now(&self) -> Timestamp {

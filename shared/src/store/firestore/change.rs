@@ -7,6 +7,7 @@ use firestore::gcloud_sdk::google::firestore::v1::Write;
 use super::FirestoreStore;
 use super::client::{Committed, Version};
 use super::codec;
+use super::contention::Doubtful;
 use super::line::Line;
 use super::records::{
     ConversationRecord, DeltaRecord, RunRecord, Stored, TEXT_MAX, TrashRecord, conversation_path, line_path, piece_name, run_path, trash_path,
@@ -133,23 +134,55 @@ impl FirestoreStore {
     pub(super) async fn append_text(&self, lease: &Lease, text: &str) -> Result<Fenced<Standing>> {
         let mut standing = Standing { cancelling: false };
         for group in split(text, PIECE_MAX).chunks(PIECES) {
-            let appended = self.under_lease(lease, |run, now| {
-                let mut writes = Vec::with_capacity(group.len() + 1);
-                for piece in group {
-                    let Ok(sequence_number) = state::append(&mut run.record.run, lease.epoch) else { return Ok(None) };
-                    writes.push(self.piece(&run.record, "deltas", sequence_number, piece, now)?);
-                    run.record.text = run.record.text.take().filter(|so_far| so_far.len() + piece.len() <= TEXT_MAX).map(|so_far| so_far + piece);
-                }
-                writes.push(self.some_of(run, &["sequenceNumber", "text"])?);
-                Ok(Some(writes))
-            });
-            match appended.await? {
+            match self.append_group(lease, group).await? {
                 Ok(now) => standing = now,
                 Err(LeaseLost) => return Ok(Err(LeaseLost)),
             }
             self.hub.signal(&lease.run_id, standing.cancelling, false);
         }
         Ok(Ok(standing))
+    }
+
+    async fn append_group(&self, lease: &Lease, group: &[&str]) -> Result<Fenced<Standing>> {
+        let mut tries = self.tries();
+        loop {
+            let Some(mut run) = self.load(&lease.run_id).await? else { return Ok(Err(LeaseLost)) };
+            if !holds(&run.record.run, lease) {
+                return Ok(Err(LeaseLost));
+            }
+            let standing = Standing { cancelling: run.record.run.status == Status::Cancelling };
+            // Asked again because the answer never came: what is there already is not written a second time.
+            if let Some(Doubtful::Delta(number)) = self.doubts.of(&lease.run_id, lease.epoch)
+                && self.is_there(&run.record, number, group[0]).await?
+            {
+                self.doubts.settled(&lease.run_id);
+                return Ok(Ok(standing));
+            }
+            let first = run.record.run.sequence_number + 1;
+            let mut writes = Vec::with_capacity(group.len() + 1);
+            for piece in group {
+                let Ok(sequence_number) = state::append(&mut run.record.run, lease.epoch) else { return Ok(Err(LeaseLost)) };
+                writes.push(self.piece(&run.record, "deltas", sequence_number, piece, self.now())?);
+                run.record.text = run.record.text.take().filter(|so_far| so_far.len() + piece.len() <= TEXT_MAX).map(|so_far| so_far + piece);
+            }
+            writes.push(self.some_of(&run, &["sequenceNumber", "text"])?);
+            match self.client.commit(writes).await {
+                Ok(Committed::Done) => {
+                    self.doubts.settled(&lease.run_id);
+                    return Ok(Ok(standing));
+                }
+                Ok(Committed::Conflict) => tries.again().await?,
+                Err(error) => {
+                    self.doubts.note(&lease.run_id, lease.epoch, Doubtful::Delta(first));
+                    return Err(error);
+                }
+            }
+        }
+    }
+
+    async fn is_there(&self, record: &RunRecord, number: u64, text: &str) -> Result<bool> {
+        let path = format!("{}/deltas/{}", run_path(&record.run.id), piece_name(record.run.epoch, number));
+        Ok(self.client.get(&path).await?.is_some_and(|found| codec::text_in(&found.fields, "text") == Some(text)))
     }
 
     fn piece(&self, record: &RunRecord, collection: &str, number: u64, text: &str, now: Timestamp) -> Result<Write> {
@@ -174,7 +207,11 @@ impl FirestoreStore {
             },
             _ => 0,
         };
+        let asked_before = self.doubts.of(&lease.run_id, lease.epoch) == Some(Doubtful::End);
         let decided = self.change(&lease.run_id, |record, _, now| {
+            if asked_before && ended_by(&record.run, lease) {
+                return Decision::Leave(Ok(()));
+            }
             if state::finish(&mut record.run, lease.epoch, finished.clone(), now).is_err() {
                 return Decision::Leave(Err(LeaseLost));
             }
@@ -184,13 +221,22 @@ impl FirestoreStore {
             }
             Decision::Write(Ok(()))
         });
-        self.fenced(decided.await?)
+        match decided.await {
+            Ok(decided) => {
+                self.doubts.settled(&lease.run_id);
+                self.fenced(decided)
+            }
+            Err(error) => {
+                self.doubts.note(&lease.run_id, lease.epoch, Doubtful::End);
+                Err(error)
+            }
+        }
     }
 
     /// A long stated reply, before the write that makes it count. `None`: the lease is lost.
     async fn write_parts(&self, lease: &Lease, text: &str) -> Result<Option<u64>> {
         let Some(run) = self.load(&lease.run_id).await? else { return Ok(None) };
-        if run.record.run.lease.as_ref().is_none_or(|held| held.epoch != lease.epoch) {
+        if !holds(&run.record.run, lease) {
             return Ok(None);
         }
         let mut number = 0;
@@ -319,6 +365,16 @@ impl FirestoreStore {
         }
         Ok(Some(line.record.startable(&self.options, self.now())))
     }
+}
+
+fn holds(run: &Run, lease: &Lease) -> bool {
+    run.lease.as_ref().is_some_and(|held| held.epoch == lease.epoch)
+}
+
+/// Whether the run ended by a word of `lease`'s holder, not by the sweeper's.
+fn ended_by(run: &Run, lease: &Lease) -> bool {
+    let last = run.attempts.last().filter(|attempt| attempt.worker == lease.worker && attempt.outcome != Some(AttemptOutcome::WorkerLost));
+    run.status.is_terminal() && run.epoch == lease.epoch && last.is_some()
 }
 
 /// `text` in pieces of at most `max` bytes, cut between characters.

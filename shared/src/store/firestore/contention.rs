@@ -5,6 +5,7 @@ use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
 use crate::error::{Error, ErrorKind, Result};
+use crate::ids::RunId;
 
 const FIRST_PAUSE: Duration = Duration::from_millis(4);
 const LONGEST_PAUSE: Duration = Duration::from_millis(250);
@@ -30,6 +31,46 @@ impl Tries {
         tokio::time::sleep(self.pause.mul_f64(0.5 + rand::random::<f64>())).await;
         self.pause = (self.pause * 2).min(LONGEST_PAUSE);
         Ok(())
+    }
+}
+
+/// Writes whose answer never came: they may have happened, or may happen yet. Who asks again is told apart by this from who
+/// asks twice.
+#[derive(Default)]
+pub(super) struct Doubts {
+    open: Mutex<HashMap<RunId, Doubt>>,
+}
+
+/// One of them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Doubt {
+    /// The epoch it was written under.
+    pub(super) epoch: u64,
+    /// What was written.
+    pub(super) what: Doubtful,
+}
+
+/// What a worker writes more than once when it hears nothing.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Doubtful {
+    /// A delta with this number.
+    Delta(u64),
+    /// The end of the attempt.
+    End,
+}
+
+impl Doubts {
+    pub(super) fn note(&self, run: &RunId, epoch: u64, what: Doubtful) {
+        self.open.lock().unwrap_or_else(PoisonError::into_inner).insert(run.clone(), Doubt { epoch, what });
+    }
+
+    pub(super) fn of(&self, run: &RunId, epoch: u64) -> Option<Doubtful> {
+        let open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
+        open.get(run).filter(|doubt| doubt.epoch == epoch).map(|doubt| doubt.what)
+    }
+
+    pub(super) fn settled(&self, run: &RunId) {
+        self.open.lock().unwrap_or_else(PoisonError::into_inner).remove(run);
     }
 }
 
