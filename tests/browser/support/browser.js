@@ -22,13 +22,16 @@ export async function startBrowser() {
 
 /**
  * Opens the page in a context of its own. `options` go to the context; `expected` are patterns of console
- * errors that belong to the test (a server that was killed). Returns the page object below.
+ * errors and violations that belong to the test (a server that was killed). Returns the page object below.
  */
 export async function openPage(browser, url, { expected = [], path = "/", ...options } = {}) {
   const context = await browser.newContext({ locale: "en-US", viewport: { width: 1280, height: 800 }, ...options });
   context.setDefaultTimeout(PATIENCE_MS);
   const wrongs = [];
-  await context.exposeBinding("reportViolation", (_, what) => wrongs.push(what));
+  const note = (what, text = what) => {
+    if (!expected.some((pattern) => pattern.test(text))) wrongs.push(what);
+  };
+  await context.exposeBinding("reportViolation", (_, what) => note(what));
   await context.addInitScript(() => {
     addEventListener("securitypolicyviolation", (event) => {
       globalThis.reportViolation(`CSP: ${event.violatedDirective} ${event.blockedURI}`);
@@ -38,21 +41,22 @@ export async function openPage(browser, url, { expected = [], path = "/", ...opt
   page.on("pageerror", (error) => wrongs.push(`script error: ${error.stack ?? error}`));
   page.on("console", (message) => {
     if (message.type() !== "error" && message.type() !== "warning") return;
-    if (!expected.some((pattern) => pattern.test(message.text()))) wrongs.push(`console: ${message.text()}`);
+    note(`console: ${message.text()}`, message.text());
   });
   page.on("dialog", (dialog) => {
     wrongs.push(`dialog: ${dialog.message()}`);
     dialog.dismiss();
   });
   await page.goto(url + path);
-  return new Quayside(page, wrongs);
+  return new Quayside(page, wrongs, expected);
 }
 
 /** What a person does on the page. */
 export class Quayside {
-  constructor(page, wrongs) {
+  constructor(page, wrongs, expected) {
     this.page = page;
     this.wrongs = wrongs;
+    this.expected = expected;
     this.box = page.locator("#message");
     this.runs = page.locator("article.run");
   }

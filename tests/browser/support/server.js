@@ -13,7 +13,7 @@ const START_MS = 30_000;
 const DRAIN_MS = 45_000;
 
 /** What is different from the defaults: small limits that a test can reach, and leases that end soon. */
-function configuration({ bind, dataDir, agents, runningPerUser, queuedPerUser }) {
+function configuration({ bind, dataDir, agents, runningPerUser, queuedPerUser, auth, backend, google }) {
   const agent = (name, extra) => `
 [agents.${name}]
 description = "Runs Python (${name})"
@@ -24,10 +24,14 @@ ${extra}`;
 [api]
 bind = "${bind}"
 default_agent = "python"
+auth = "${auth}"
 
 [backend]
-kind = "embedded"
+kind = "${backend}"
 data_dir = "${dataDir}"
+
+[google]
+${Object.entries(google).map(([key, value]) => `${key} = "${value}"`).join("\n")}
 
 [worker]
 slots = 4
@@ -44,10 +48,14 @@ ${Object.entries(agents).map(([name, extra]) => agent(name, extra)).join("\n")}`
 }
 
 /**
- * Starts a server. `agents` maps names to further lines of configuration. Returns
- * `{url, kill9(), start(), stop()}`; `start` after `kill9` uses the same port and data.
+ * Starts a server. `agents` maps names to further lines of configuration, `google` holds keys of that section, `env`
+ * is added to the environment, `ready` is the path that answers once it is. Returns `{url, kill9(), start(), stop()}`;
+ * `start` after `kill9` uses the same port and data.
  */
-export async function startServer({ agents = { python: "" }, runningPerUser = 2, queuedPerUser = 20 } = {}) {
+export async function startServer({
+  command = "up", agents = { python: "" }, runningPerUser = 2, queuedPerUser = 20, auth = "header", backend = "embedded", google = {}, env = {},
+  ready = "/readyz",
+} = {}) {
   const folder = await mkdtemp(join(tmpdir(), "quayside-browser-"));
   const config = join(folder, "quayside.toml");
   const output = [];
@@ -57,11 +65,14 @@ export async function startServer({ agents = { python: "" }, runningPerUser = 2,
   const server = { url: "", start, kill9, stop };
 
   async function start() {
-    await writeFile(config, configuration({ bind, dataDir: join(folder, "data"), agents, runningPerUser, queuedPerUser }));
-    child = spawn(BINARY, ["up", "--config", config], { cwd: folder, stdio: ["ignore", "pipe", "pipe"] });
+    await writeFile(config, configuration({
+      bind, dataDir: join(folder, "data"), agents, runningPerUser, queuedPerUser, auth, backend, google,
+    }));
+    child = spawn(BINARY, [command, "--config", config], { cwd: folder, env: { ...process.env, ...env }, stdio: ["ignore", "pipe", "pipe"] });
     exited = new Promise((done) => child.once("exit", (code, signal) => done({ code, signal })));
     createInterface({ input: child.stderr }).on("line", (line) => output.push(line));
     const lines = createInterface({ input: child.stdout });
+    if (command === "worker") return;
     server.url = await within(START_MS, "the server did not say where it listens", (found, failed) => {
       child.once("error", failed);
       exited.then(({ code, signal }) => failed(new Error(`the server ended at once (${code ?? signal})`)));
@@ -72,7 +83,10 @@ export async function startServer({ agents = { python: "" }, runningPerUser = 2,
       });
     });
     bind = new URL(server.url).host;
-    await until(START_MS, "the server did not become ready", async () => (await fetch(`${server.url}/readyz`)).ok);
+    await until(START_MS, "the server did not become ready", async () => (await fetch(server.url + ready)).ok).catch((error) => {
+      child.kill("SIGKILL");
+      throw error;
+    });
   }
 
   async function kill9() {
@@ -110,6 +124,9 @@ export async function startServer({ agents = { python: "" }, runningPerUser = 2,
   return server;
 }
 
+/** Starts a worker on the `google` backend. It needs no answering: runs wait until it takes them. */
+export const startWorker = (options) => startServer({ ...options, command: "worker" });
+
 function urlIn(line) {
   try {
     return JSON.parse(line).url?.replace(/\/$/, "") ?? null;
@@ -133,9 +150,12 @@ export async function until(milliseconds, what, condition) {
 }
 
 /** The HTTP API as the page's user sees it, to look behind the page. */
-export function clientOf(server, userId) {
+export const clientOf = (server, userId) => clientWith(server, { "X-User-Id": userId });
+
+/** The same with any headers that say who asks. */
+export function clientWith(server, identity) {
   const call = async (path, init = {}) => {
-    const response = await fetch(server.url + path, { ...init, headers: { "X-User-Id": userId, ...init.headers } });
+    const response = await fetch(server.url + path, { ...init, headers: { ...identity, ...init.headers } });
     return response.status === 204 ? null : response.json();
   };
   return {
