@@ -298,6 +298,9 @@ pub struct Run {
     pub metadata: BTreeMap<String, String>,
     /// Grows with every visible change.
     pub sequence_number: u64,
+    /// Bytes of the reply that the current attempt has written: where its next delta belongs.
+    #[serde(default)]
+    pub reply_bytes: u64,
     /// Every visible change of status.
     pub status_log: Vec<StatusChange>,
     /// Who may write, while a worker holds it.

@@ -96,6 +96,7 @@ pub fn claim(run: &mut Run, worker: &WorkerId, lease: Duration, now: Timestamp) 
     run.epoch += 1;
     let record = LeaseRecord { worker: worker.clone(), epoch: run.epoch, expires_at: now + lease };
     run.lease = Some(record.clone());
+    run.reply_bytes = 0;
     run.not_before = None;
     run.started_at.get_or_insert(now);
     run.usage = Usage { queue_millis: Some(millis(now.since(run.created_at))), ..Usage::default() };
@@ -130,11 +131,20 @@ pub fn heartbeat(run: &mut Run, epoch: u64, lease: Duration, now: Timestamp) -> 
     Ok(record.clone())
 }
 
-/// The holder of the lease adds to the reply: a new sequence number for the delta.
-pub fn append(run: &mut Run, epoch: u64) -> Result<u64, Refused> {
+/// The holder of the lease adds `bytes` to the reply, behind its first `offset` bytes: a new sequence number for the delta.
+/// `None`: they are there already, and the answer to the first asking was lost.
+pub fn append(run: &mut Run, epoch: u64, offset: u64, bytes: u64) -> Result<Option<u64>, Refused> {
     held(run, epoch)?;
+    if offset + bytes <= run.reply_bytes {
+        return Ok(None);
+    }
+    // A gap: the writer and the store do not speak of the same reply, so it cannot be the holder's.
+    if offset != run.reply_bytes {
+        return Err(Refused::LeaseLost);
+    }
+    run.reply_bytes += bytes;
     run.sequence_number += 1;
-    Ok(run.sequence_number)
+    Ok(Some(run.sequence_number))
 }
 
 /// The attempt ended and the run with it. A run whose cancellation was accepted first becomes `cancelled`, whatever

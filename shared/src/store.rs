@@ -324,8 +324,9 @@ pub trait Store: Send + Sync + 'static {
     /// Prolongs the lease by `lease` from now.
     async fn heartbeat(&self, lease: &Lease, duration: Duration) -> Result<Fenced<Standing>>;
 
-    /// Adds `text` to the reply, as one delta.
-    async fn append(&self, lease: &Lease, text: &str) -> Result<Fenced<Standing>>;
+    /// Adds `text` to the reply of this attempt, behind the first `offset` bytes of it. What is there already is not added a
+    /// second time: a caller that heard nothing asks again with the same words.
+    async fn append(&self, lease: &Lease, offset: u64, text: &str) -> Result<Fenced<Standing>>;
 
     /// Records the end of the attempt and of the run. `text`, when given, replaces the reply as it was streamed.
     async fn finish(&self, lease: &Lease, finished: Finished, text: Option<String>) -> Result<Fenced<Changed>>;

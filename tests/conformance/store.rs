@@ -17,7 +17,7 @@ use quayside_shared::sqlite::Database;
 use quayside_shared::state::Finished;
 use quayside_shared::store::firestore::FirestoreStore;
 use quayside_shared::store::sqlite::SqliteStore;
-use quayside_shared::store::{Changed, Claim, Idempotency, Lease, MultitaskStrategy, NewRun, Store, StoreOptions};
+use quayside_shared::store::{Changed, Claim, Fenced, Idempotency, Lease, MultitaskStrategy, NewRun, Standing, Store, StoreOptions};
 
 use crate::support::emulators;
 
@@ -142,6 +142,12 @@ pub(crate) async fn get(store: &dyn Store, id: &RunId) -> Run {
     store.run(id).await.unwrap().expect("the run")
 }
 
+/// Adds to the end of the reply as it is.
+pub(crate) async fn append(store: &dyn Store, lease: &Lease, text: &str) -> Fenced<Standing> {
+    let offset = get(store, &lease.run_id).await.text.len() as u64;
+    store.append(lease, offset, text).await.unwrap()
+}
+
 pub(crate) fn ended(outcome: AttemptOutcome) -> Finished {
     Finished { outcome, error: None, exit_code: Some(0), truncated: false, usage: Usage::default() }
 }
@@ -179,6 +185,7 @@ macro_rules! store_suite {
             );
             store_suite!(@tests $fixture; ends:
                 a_reply_is_assembled_from_its_deltas,
+                a_delta_is_added_once_however_often_it_is_sent,
                 events_resume_after_any_number,
                 a_stated_reply_replaces_the_streamed_one,
                 a_run_ends_once,

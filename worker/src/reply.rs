@@ -27,12 +27,13 @@ impl ReplyWriter {
         let (text, mut texts) = mpsc::unbounded_channel::<String>();
         let task = tokio::spawn(async move {
             let interval = store.append_interval();
+            let mut written = 0;
             while let Some(mut text) = texts.recv().await {
                 let next = Instant::now() + interval;
                 while let Ok(more) = texts.try_recv() {
                     text.push_str(&more);
                 }
-                append(&*store, &lease, &text, &lost).await?;
+                append(&*store, &lease, &mut written, &text, &lost).await?;
                 // Collect until the next write is due; the end of the reply does not wait for it.
                 let mut collected = String::new();
                 let open = loop {
@@ -45,7 +46,7 @@ impl ReplyWriter {
                     }
                 };
                 if !collected.is_empty() {
-                    append(&*store, &lease, &collected, &lost).await?;
+                    append(&*store, &lease, &mut written, &collected, &lost).await?;
                 }
                 if !open {
                     break;
@@ -74,13 +75,17 @@ impl ReplyWriter {
     }
 }
 
-async fn append(store: &dyn Store, lease: &Lease, text: &str, lost: &CancellationToken) -> Fenced<()> {
+/// Adds `text` behind the `written` bytes; asking again after an error adds nothing twice.
+async fn append(store: &dyn Store, lease: &Lease, written: &mut u64, text: &str, lost: &CancellationToken) -> Fenced<()> {
     loop {
         if lost.is_cancelled() {
             return Err(LeaseLost);
         }
-        match store.append(lease, text).await {
-            Ok(Ok(_standing)) => return Ok(()),
+        match store.append(lease, *written, text).await {
+            Ok(Ok(_standing)) => {
+                *written += text.len() as u64;
+                return Ok(());
+            }
             Ok(Err(LeaseLost)) => {
                 lost.cancel();
                 return Err(LeaseLost);

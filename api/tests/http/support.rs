@@ -181,7 +181,8 @@ impl Server {
     }
 
     pub(crate) async fn append(&self, lease: &Lease, text: &str) {
-        self.store.append(lease, text).await.unwrap().unwrap();
+        let offset = self.store.run(&lease.run_id).await.unwrap().unwrap().text.len() as u64;
+        self.store.append(lease, offset, text).await.unwrap().unwrap();
     }
 
     pub(crate) async fn finish(&self, lease: &Lease) {

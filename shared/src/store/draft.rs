@@ -39,6 +39,7 @@ pub(crate) fn first_version(new: &NewRun, now: Timestamp) -> Run {
         expire_at: None,
         metadata: new.metadata.clone(),
         sequence_number: 1,
+        reply_bytes: 0,
         status_log: vec![StatusChange { sequence_number: 1, status: Status::Queued, waiting_reason: reason }],
         lease: None,
         epoch: 0,

@@ -142,8 +142,8 @@ impl Store for FirestoreStore {
         self.prolong(lease, duration).await
     }
 
-    async fn append(&self, lease: &Lease, text: &str) -> Result<Fenced<Standing>> {
-        self.append_text(lease, text).await
+    async fn append(&self, lease: &Lease, offset: u64, text: &str) -> Result<Fenced<Standing>> {
+        self.append_text(lease, offset, text).await
     }
 
     async fn finish(&self, lease: &Lease, finished: Finished, text: Option<String>) -> Result<Fenced<Changed>> {

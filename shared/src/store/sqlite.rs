@@ -129,11 +129,11 @@ impl Store for SqliteStore {
         self.database.write(move |db| change::heartbeat(db, &lease, duration, &context), |_| {}).await
     }
 
-    async fn append(&self, lease: &Lease, text: &str) -> Result<Fenced<Standing>> {
+    async fn append(&self, lease: &Lease, offset: u64, text: &str) -> Result<Fenced<Standing>> {
         let (lease, text, hub) = (lease.clone(), text.to_owned(), Arc::clone(&self.hub));
         let id = lease.run_id.clone();
         let written = self.database.write(
-            move |db| change::append(db, &lease, &text),
+            move |db| change::append(db, &lease, offset, &text),
             move |appended| {
                 if let Ok(standing) = appended {
                     hub.signal(&id, standing.cancelling, false);

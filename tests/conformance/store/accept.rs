@@ -6,7 +6,7 @@ use std::time::Duration;
 use quayside_shared::run::{RunEventKind, Status};
 use quayside_shared::store::{MultitaskStrategy, SubmitError};
 
-use super::{Fixture, alone, claim, finish, get, new_run, submit, user, with_key};
+use super::{Fixture, alone, append, claim, finish, get, new_run, submit, user, with_key};
 
 pub(crate) async fn an_accepted_run_reads_back_as_it_was_sent<F: Fixture>() {
     let fixture = F::open().await;
@@ -126,7 +126,7 @@ pub(crate) async fn rollback_cancels_and_forgets<F: Fixture>() {
     finish(&*store, &claim(&*store, &kept).await).await;
     let running = submit(&*store, new_run("u", "c")).await;
     let lease = claim(&*store, &running).await;
-    store.append(&lease, "half a reply").await.unwrap().unwrap();
+    append(&*store, &lease, "half a reply").await.unwrap();
     let mut new = new_run("u", "c");
     new.multitask = MultitaskStrategy::Rollback;
     let newest = store.submit(new).await.unwrap().run;
@@ -145,7 +145,7 @@ pub(crate) async fn what_was_accepted_survives_a_restart<F: Fixture>() {
     let (queued, running, finished) = (submit(&*store, alone("u")).await, submit(&*store, alone("u")).await, submit(&*store, alone("u")).await);
     finish(&*store, &claim(&*store, &finished).await).await;
     let lease = claim(&*store, &running).await;
-    store.append(&lease, "so far").await.unwrap().unwrap();
+    append(&*store, &lease, "so far").await.unwrap();
     let before = [get(&*store, &queued).await, get(&*store, &finished).await];
     drop(store);
     let fixture = fixture.restart().await;

@@ -7,7 +7,7 @@ use quayside_shared::run::{AttemptOutcome, ErrorCode, RunError, RunEventKind, St
 use quayside_shared::state::Finished;
 use quayside_shared::store::{Claim, Signal, Watch};
 
-use super::{Fixture, LEASE, alone, claim, ended, finish, get, new_run, submit};
+use super::{Fixture, LEASE, alone, append, claim, ended, finish, get, new_run, submit};
 
 pub(crate) async fn a_reply_is_assembled_from_its_deltas<F: Fixture>() {
     let fixture = F::open().await;
@@ -16,11 +16,33 @@ pub(crate) async fn a_reply_is_assembled_from_its_deltas<F: Fixture>() {
     let lease = claim(&*store, &id).await;
     let pieces = ["a", "\0", "ä\r\n", "data: x\n\n", "\u{1b}[31m", &"z".repeat(100_000)];
     for piece in pieces {
-        store.append(&lease, piece).await.unwrap().unwrap();
+        append(&*store, &lease, piece).await.unwrap();
     }
     assert_eq!(get(&*store, &id).await.text, pieces.concat());
     finish(&*store, &lease).await;
     assert_eq!(get(&*store, &id).await.text, pieces.concat());
+}
+
+pub(crate) async fn a_delta_is_added_once_however_often_it_is_sent<F: Fixture>() {
+    let fixture = F::open().await;
+    let store = fixture.store();
+    let id = submit(&*store, alone("u")).await;
+    let lease = claim(&*store, &id).await;
+    for (offset, text) in [(0, "one "), (0, "one "), (4, "two"), (0, "one "), (4, "two"), (7, "!")] {
+        store.append(&lease, offset, text).await.unwrap().unwrap();
+    }
+    assert!(store.append(&lease, 20, "a gap").await.unwrap().is_err());
+    assert_eq!(get(&*store, &id).await.text, "one two!");
+    let deltas = store.events(&id, 0).await.unwrap().unwrap().events;
+    assert_eq!(deltas.len(), 2 + 3, "{deltas:?}");
+    // Longer than one document may be: it comes in pieces, and again only those that are missing.
+    let long = "x".repeat(3 << 20);
+    for _ in 0..2 {
+        store.append(&lease, 8, &long).await.unwrap().unwrap();
+    }
+    assert_eq!(get(&*store, &id).await.text.len(), 8 + long.len());
+    finish(&*store, &lease).await;
+    assert_eq!(get(&*store, &id).await.text.len(), 8 + long.len());
 }
 
 pub(crate) async fn events_resume_after_any_number<F: Fixture>() {
@@ -29,10 +51,10 @@ pub(crate) async fn events_resume_after_any_number<F: Fixture>() {
     let id = submit(&*store, alone("u")).await;
     let lease = claim(&*store, &id).await;
     for piece in ["a", "b", "c"] {
-        store.append(&lease, piece).await.unwrap().unwrap();
+        append(&*store, &lease, piece).await.unwrap();
     }
     store.cancel(&id).await.unwrap().unwrap();
-    store.append(&lease, "d").await.unwrap().unwrap();
+    append(&*store, &lease, "d").await.unwrap();
     let open = store.events(&id, 0).await.unwrap().unwrap();
     assert!(!open.ended);
     finish(&*store, &lease).await;
@@ -56,7 +78,7 @@ pub(crate) async fn a_stated_reply_replaces_the_streamed_one<F: Fixture>() {
     let store = fixture.store();
     let id = submit(&*store, alone("u")).await;
     let lease = claim(&*store, &id).await;
-    store.append(&lease, "draft").await.unwrap().unwrap();
+    append(&*store, &lease, "draft").await.unwrap();
     store.finish(&lease, ended(AttemptOutcome::Finished), Some("final \0".into())).await.unwrap().unwrap();
     assert_eq!(get(&*store, &id).await.text, "final \0");
 }
@@ -80,7 +102,7 @@ pub(crate) async fn a_run_ends_once<F: Fixture>() {
     for outcome in [AttemptOutcome::Finished, AttemptOutcome::TimedOut, AttemptOutcome::Cancelled] {
         assert!(store.finish(&lease, ended(outcome), None).await.unwrap().is_err());
     }
-    assert!(store.append(&lease, "more").await.unwrap().is_err());
+    assert!(append(&*store, &lease, "more").await.is_err());
     assert_eq!(store.cancel(&id).await.unwrap().unwrap().run, run);
     assert_eq!(get(&*store, &id).await, run);
 }
@@ -102,11 +124,11 @@ pub(crate) async fn cancelling_a_running_run_waits_for_its_worker<F: Fixture>() 
     let store = fixture.store();
     let id = submit(&*store, alone("u")).await;
     let lease = claim(&*store, &id).await;
-    store.append(&lease, "partial").await.unwrap().unwrap();
+    append(&*store, &lease, "partial").await.unwrap();
     assert_eq!(store.cancel(&id).await.unwrap().unwrap().run.status, Status::Cancelling);
     assert_eq!(store.cancel(&id).await.unwrap().unwrap().run.status, Status::Cancelling, "asking twice is no error");
     assert!(store.heartbeat(&lease, LEASE).await.unwrap().unwrap().cancelling);
-    assert!(store.append(&lease, "!").await.unwrap().unwrap().cancelling);
+    assert!(append(&*store, &lease, "!").await.unwrap().cancelling);
     let changed = store.finish(&lease, ended(AttemptOutcome::Cancelled), None).await.unwrap().unwrap();
     assert_eq!(changed.run.status, Status::Cancelled);
     assert_eq!(get(&*store, &id).await.text, "partial!");
@@ -134,7 +156,7 @@ pub(crate) async fn watchers_hear_of_every_change<F: Fixture>() {
     let lease = claim(&*store, &id).await;
     assert!(!heard(&mut one).await.ended);
     heard(&mut two).await;
-    store.append(&lease, "x").await.unwrap().unwrap();
+    append(&*store, &lease, "x").await.unwrap();
     heard(&mut one).await;
     store.cancel(&id).await.unwrap();
     assert!(heard(&mut one).await.cancelling);
@@ -177,7 +199,7 @@ pub(crate) async fn finished_runs_are_removed_after_their_time<F: Fixture>() {
     let store = fixture.store();
     let id = submit(&*store, alone("u")).await;
     let lease = claim(&*store, &id).await;
-    store.append(&lease, "x").await.unwrap().unwrap();
+    append(&*store, &lease, "x").await.unwrap();
     finish(&*store, &lease).await;
     let unfinished = submit(&*store, alone("u")).await;
     fixture.advance(Duration::from_secs(29 * 24 * 3600));

@@ -7,7 +7,7 @@ use quayside_shared::ids::WorkerId;
 use quayside_shared::run::{AttemptOutcome, ErrorCode, Status, Waiting, WaitingReason};
 use quayside_shared::store::{Claim, LeaseLost};
 
-use super::{Fixture, LEASE, alone, claim, ended, finish, get, new_run, submit};
+use super::{Fixture, LEASE, alone, append, claim, ended, finish, get, new_run, submit};
 
 pub(crate) async fn only_one_of_many_claims_wins<F: Fixture>() {
     let fixture = F::open().await;
@@ -90,16 +90,16 @@ pub(crate) async fn a_lost_lease_is_fenced_everywhere<F: Fixture>() {
     let store = fixture.store();
     let id = submit(&*store, alone("u")).await;
     let old = claim(&*store, &id).await;
-    store.append(&old, "old").await.unwrap().unwrap();
+    append(&*store, &old, "old").await.unwrap();
     fixture.advance(LEASE * 2);
     store.sweep().await.unwrap();
     fixture.advance(Duration::from_secs(120));
     let new = claim(&*store, &id).await;
     assert!(new.epoch > old.epoch);
-    store.append(&new, "new").await.unwrap().unwrap();
+    append(&*store, &new, "new").await.unwrap();
     let before = get(&*store, &id).await;
     assert_eq!(store.heartbeat(&old, LEASE).await.unwrap().unwrap_err(), LeaseLost);
-    assert_eq!(store.append(&old, "late").await.unwrap().unwrap_err(), LeaseLost);
+    assert_eq!(append(&*store, &old, "late").await.unwrap_err(), LeaseLost);
     assert!(store.finish(&old, ended(AttemptOutcome::Finished), Some("late".into())).await.unwrap().is_err());
     assert!(store.release(&old, AttemptOutcome::Drained).await.unwrap().is_err());
     assert_eq!(get(&*store, &id).await, before, "a fenced worker changes nothing");
@@ -135,13 +135,13 @@ pub(crate) async fn a_drained_run_goes_on_at_once_and_starts_over<F: Fixture>() 
     let id = submit(&*store, alone("u")).await;
     for _ in 0..5 {
         let lease = claim(&*store, &id).await;
-        store.append(&lease, "x").await.unwrap().unwrap();
+        append(&*store, &lease, "x").await.unwrap();
         let changed = store.release(&lease, AttemptOutcome::Drained).await.unwrap().unwrap();
         assert_eq!(changed.run.status, Status::Queued);
         assert_eq!(changed.wake, std::slice::from_ref(&id));
     }
     let lease = claim(&*store, &id).await;
-    store.append(&lease, "y").await.unwrap().unwrap();
+    append(&*store, &lease, "y").await.unwrap();
     finish(&*store, &lease).await;
     let run = get(&*store, &id).await;
     assert_eq!((run.text.as_str(), run.attempts.len()), ("y", 6));

@@ -5,7 +5,7 @@ use std::time::Duration;
 use quayside_shared::run::Status;
 use quayside_shared::store::{BadCursor, Turn};
 
-use super::{Fixture, alone, claim, finish, get, new_run, submit, user};
+use super::{Fixture, alone, append, claim, finish, get, new_run, submit, user};
 
 pub(crate) async fn history_is_what_was_said_before<F: Fixture>() {
     let fixture = F::open().await;
@@ -16,7 +16,7 @@ pub(crate) async fn history_is_what_was_said_before<F: Fixture>() {
         let id = submit(&*store, new).await;
         let lease = claim(&*store, &id).await;
         if !reply.is_empty() {
-            store.append(&lease, reply).await.unwrap().unwrap();
+            append(&*store, &lease, reply).await.unwrap();
         }
         finish(&*store, &lease).await;
     }

@@ -7,7 +7,6 @@ use firestore::gcloud_sdk::google::firestore::v1::Write;
 use super::FirestoreStore;
 use super::client::{Committed, Version};
 use super::codec;
-use super::contention::Doubtful;
 use super::line::Line;
 use super::records::{
     ConversationRecord, DeltaRecord, RunRecord, Stored, TEXT_MAX, TrashRecord, conversation_path, line_path, piece_name, run_path, trash_path,
@@ -113,7 +112,7 @@ impl FirestoreStore {
         loop {
             let Some(mut run) = self.load(&lease.run_id).await? else { return Ok(Err(LeaseLost)) };
             let Some(writes) = write(&mut run, self.now())? else { return Ok(Err(LeaseLost)) };
-            if self.client.commit(writes).await? == Committed::Done {
+            if writes.is_empty() || self.client.commit(writes).await? == Committed::Done {
                 return Ok(Ok(Standing { cancelling: run.record.run.status == Status::Cancelling }));
             }
             tries.again().await?;
@@ -131,58 +130,32 @@ impl FirestoreStore {
         .await
     }
 
-    pub(super) async fn append_text(&self, lease: &Lease, text: &str) -> Result<Fenced<Standing>> {
+    pub(super) async fn append_text(&self, lease: &Lease, mut offset: u64, text: &str) -> Result<Fenced<Standing>> {
         let mut standing = Standing { cancelling: false };
         for group in split(text, PIECE_MAX).chunks(PIECES) {
-            match self.append_group(lease, group).await? {
+            let appended = self.under_lease(lease, |run, now| {
+                let (mut writes, mut offset) = (Vec::with_capacity(group.len() + 1), offset);
+                for piece in group {
+                    let bytes = piece.len() as u64;
+                    let Ok(added) = state::append(&mut run.record.run, lease.epoch, offset, bytes) else { return Ok(None) };
+                    offset += bytes;
+                    let Some(sequence_number) = added else { continue };
+                    writes.push(self.piece(&run.record, "deltas", sequence_number, piece, now)?);
+                    run.record.text = run.record.text.take().filter(|so_far| so_far.len() + piece.len() <= TEXT_MAX).map(|so_far| so_far + piece);
+                }
+                if !writes.is_empty() {
+                    writes.push(self.some_of(run, &["sequenceNumber", "replyBytes", "text"])?);
+                }
+                Ok(Some(writes))
+            });
+            match appended.await? {
                 Ok(now) => standing = now,
                 Err(LeaseLost) => return Ok(Err(LeaseLost)),
             }
+            offset += group.iter().map(|piece| piece.len() as u64).sum::<u64>();
             self.hub.signal(&lease.run_id, standing.cancelling, false);
         }
         Ok(Ok(standing))
-    }
-
-    async fn append_group(&self, lease: &Lease, group: &[&str]) -> Result<Fenced<Standing>> {
-        let mut tries = self.tries();
-        loop {
-            let Some(mut run) = self.load(&lease.run_id).await? else { return Ok(Err(LeaseLost)) };
-            if !holds(&run.record.run, lease) {
-                return Ok(Err(LeaseLost));
-            }
-            let standing = Standing { cancelling: run.record.run.status == Status::Cancelling };
-            // Asked again because the answer never came: what is there already is not written a second time.
-            if let Some(Doubtful::Delta(number)) = self.doubts.of(&lease.run_id, lease.epoch)
-                && self.is_there(&run.record, number, group[0]).await?
-            {
-                self.doubts.settled(&lease.run_id);
-                return Ok(Ok(standing));
-            }
-            let first = run.record.run.sequence_number + 1;
-            let mut writes = Vec::with_capacity(group.len() + 1);
-            for piece in group {
-                let Ok(sequence_number) = state::append(&mut run.record.run, lease.epoch) else { return Ok(Err(LeaseLost)) };
-                writes.push(self.piece(&run.record, "deltas", sequence_number, piece, self.now())?);
-                run.record.text = run.record.text.take().filter(|so_far| so_far.len() + piece.len() <= TEXT_MAX).map(|so_far| so_far + piece);
-            }
-            writes.push(self.some_of(&run, &["sequenceNumber", "text"])?);
-            match self.client.commit(writes).await {
-                Ok(Committed::Done) => {
-                    self.doubts.settled(&lease.run_id);
-                    return Ok(Ok(standing));
-                }
-                Ok(Committed::Conflict) => tries.again().await?,
-                Err(error) => {
-                    self.doubts.note(&lease.run_id, lease.epoch, Doubtful::Delta(first));
-                    return Err(error);
-                }
-            }
-        }
-    }
-
-    async fn is_there(&self, record: &RunRecord, number: u64, text: &str) -> Result<bool> {
-        let path = format!("{}/deltas/{}", run_path(&record.run.id), piece_name(record.run.epoch, number));
-        Ok(self.client.get(&path).await?.is_some_and(|found| codec::text_in(&found.fields, "text") == Some(text)))
     }
 
     fn piece(&self, record: &RunRecord, collection: &str, number: u64, text: &str, now: Timestamp) -> Result<Write> {
@@ -207,7 +180,7 @@ impl FirestoreStore {
             },
             _ => 0,
         };
-        let asked_before = self.doubts.of(&lease.run_id, lease.epoch) == Some(Doubtful::End);
+        let asked_before = self.doubts.is_open(lease);
         let decided = self.change(&lease.run_id, |record, _, now| {
             if asked_before && ended_by(&record.run, lease) {
                 return Decision::Leave(Ok(()));
@@ -223,11 +196,11 @@ impl FirestoreStore {
         });
         match decided.await {
             Ok(decided) => {
-                self.doubts.settled(&lease.run_id);
+                self.doubts.settled(lease);
                 self.fenced(decided)
             }
             Err(error) => {
-                self.doubts.note(&lease.run_id, lease.epoch, Doubtful::End);
+                self.doubts.note(lease);
                 Err(error)
             }
         }

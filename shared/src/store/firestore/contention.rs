@@ -1,11 +1,12 @@
 //! When another writer came first: how long to try again, and how to meet less often.
 
-use std::collections::HashMap;
-use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::collections::{HashMap, HashSet};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::ids::RunId;
+use crate::store::Lease;
 
 const FIRST_PAUSE: Duration = Duration::from_millis(4);
 const LONGEST_PAUSE: Duration = Duration::from_millis(250);
@@ -34,43 +35,28 @@ impl Tries {
     }
 }
 
-/// Writes whose answer never came: they may have happened, or may happen yet. Who asks again is told apart by this from who
-/// asks twice.
+/// Ends of attempts that were written without an answer: they may be stored, or may be yet. Who asks again because of that
+/// is told apart by this from who ends a run twice.
 #[derive(Default)]
 pub(super) struct Doubts {
-    open: Mutex<HashMap<RunId, Doubt>>,
-}
-
-/// One of them.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Doubt {
-    /// The epoch it was written under.
-    pub(super) epoch: u64,
-    /// What was written.
-    pub(super) what: Doubtful,
-}
-
-/// What a worker writes more than once when it hears nothing.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Doubtful {
-    /// A delta with this number.
-    Delta(u64),
-    /// The end of the attempt.
-    End,
+    open: Mutex<HashSet<(RunId, u64)>>,
 }
 
 impl Doubts {
-    pub(super) fn note(&self, run: &RunId, epoch: u64, what: Doubtful) {
-        self.open.lock().unwrap_or_else(PoisonError::into_inner).insert(run.clone(), Doubt { epoch, what });
+    pub(super) fn note(&self, lease: &Lease) {
+        self.open().insert((lease.run_id.clone(), lease.epoch));
     }
 
-    pub(super) fn of(&self, run: &RunId, epoch: u64) -> Option<Doubtful> {
-        let open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
-        open.get(run).filter(|doubt| doubt.epoch == epoch).map(|doubt| doubt.what)
+    pub(super) fn is_open(&self, lease: &Lease) -> bool {
+        self.open().contains(&(lease.run_id.clone(), lease.epoch))
     }
 
-    pub(super) fn settled(&self, run: &RunId) {
-        self.open.lock().unwrap_or_else(PoisonError::into_inner).remove(run);
+    pub(super) fn settled(&self, lease: &Lease) {
+        self.open().remove(&(lease.run_id.clone(), lease.epoch));
+    }
+
+    fn open(&self) -> MutexGuard<'_, HashSet<(RunId, u64)>> {
+        self.open.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

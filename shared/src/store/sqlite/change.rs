@@ -55,15 +55,23 @@ pub(super) fn heartbeat(db: &Connection, lease: &Lease, duration: Duration, cont
     Ok(Ok(standing(&found.run)))
 }
 
-pub(super) fn append(db: &Connection, lease: &Lease, text: &str) -> rusqlite::Result<Fenced<Standing>> {
+pub(super) fn append(db: &Connection, lease: &Lease, offset: u64, text: &str) -> rusqlite::Result<Fenced<Standing>> {
     let Some(mut found) = load(db, &lease.run_id)? else { return Ok(Err(LeaseLost)) };
-    let Ok(sequence_number) = state::append(&mut found.run, lease.epoch) else { return Ok(Err(LeaseLost)) };
+    let sequence_number = match state::append(&mut found.run, lease.epoch, offset, text.len() as u64) {
+        Ok(Some(sequence_number)) => sequence_number,
+        Ok(None) => return Ok(Ok(standing(&found.run))),
+        Err(_) => return Ok(Err(LeaseLost)),
+    };
     db.prepare_cached("INSERT INTO deltas (run, sequence_number, text) VALUES (?1, ?2, ?3)")?.execute(params![
         found.pk,
         sequence_number,
         text.as_bytes()
     ])?;
-    db.prepare_cached("UPDATE runs SET sequence_number = ?2 WHERE pk = ?1")?.execute(params![found.pk, sequence_number])?;
+    db.prepare_cached("UPDATE runs SET sequence_number = ?2, reply_bytes = ?3 WHERE pk = ?1")?.execute(params![
+        found.pk,
+        sequence_number,
+        found.run.reply_bytes
+    ])?;
     Ok(Ok(standing(&found.run)))
 }
 

@@ -22,12 +22,13 @@ pub(super) struct Stored {
     pub(super) run: Run,
 }
 
-pub(super) const RUN_COLUMNS: &str = "pk, conversation, ordinal, sequence_number, lease_expires_at, doc, message";
+pub(super) const RUN_COLUMNS: &str = "pk, conversation, ordinal, sequence_number, lease_expires_at, doc, message, reply_bytes";
 
 pub(super) fn stored(row: &Row<'_>) -> rusqlite::Result<Stored> {
     let doc = row.get_ref(5)?.as_str()?;
     let mut run: Run = serde_json::from_str(doc).map_err(|error| conversion(5, error))?;
     run.sequence_number = row.get(3)?;
+    run.reply_bytes = row.get(7)?;
     if let (Some(lease), Some(expires_at)) = (&mut run.lease, row.get::<_, Option<i64>>(4)?) {
         lease.expires_at = Timestamp::from_millis(expires_at);
     }
@@ -64,7 +65,7 @@ pub(super) fn save(db: &Connection, stored: &mut Stored, context: &Context) -> r
     stored.status = run.status;
     db.prepare_cached(
         "UPDATE runs SET status = ?2, rolled_back = ?3, not_before = ?4, lease_expires_at = ?5, expire_at = ?6,
-                sequence_number = ?7, doc = ?8 WHERE pk = ?1",
+                sequence_number = ?7, doc = ?8, reply_bytes = ?9 WHERE pk = ?1",
     )?
     .execute(params![
         stored.pk,
@@ -75,6 +76,7 @@ pub(super) fn save(db: &Connection, stored: &mut Stored, context: &Context) -> r
         run.expire_at.map(Timestamp::as_millis),
         run.sequence_number,
         doc,
+        run.reply_bytes,
     ])?;
     Ok(())
 }
