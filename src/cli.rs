@@ -12,13 +12,14 @@ pub(crate) struct Cli {
     /// Configuration file [default: quayside.toml in the working directory, if there is one]
     #[arg(long, global = true, env = "QUAYSIDE_CONFIG", value_name = "FILE")]
     pub(crate) config: Option<PathBuf>,
+    // The Google clients log every retry of theirs as an error; what it comes to, we log ourselves.
     /// What to log, for example `debug` or `info,quayside_worker=debug`
     #[arg(
         long,
         global = true,
         env = "QUAYSIDE_LOG",
         value_name = "FILTER",
-        default_value = "info,rusqlite_migration=warn,firestore=warn,gcloud_sdk=warn"
+        default_value = "info,rusqlite_migration=warn,firestore=off,gcloud_sdk=off"
     )]
     pub(crate) log: String,
     #[command(subcommand)]

@@ -22,7 +22,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 
 use self::client::{Client, Committed};
-use self::contention::{Doubts, Locks, Tries};
+use self::contention::{Alone, Doubts, Locks, Tries};
 use self::line::Line;
 use self::listen::Listening;
 use self::records::{RunRecord, Stored, line_path, run_path};
@@ -99,6 +99,11 @@ impl FirestoreStore {
 
     fn line_write(&self, line: &Stored<Line>) -> Result<firestore::gcloud_sdk::google::firestore::v1::Write> {
         Ok(self.client.write(&line.path, codec::encode(&line.record)?, line.version))
+    }
+
+    /// Waits for the turn to write to the document at `path` and to what goes with it.
+    async fn turn(&self, path: &str, tries: &Tries) -> Result<Alone> {
+        tries.within(async { Ok(self.locks.take(path).await) }).await
     }
 
     fn tries(&self) -> Tries {

@@ -43,13 +43,13 @@ impl FirestoreStore {
         let mut turn = None;
         let mut tries = self.tries();
         loop {
-            let Some(mut run) = self.load(id).await? else { return Ok(None) };
+            let Some(mut run) = tries.within(self.load(id)).await? else { return Ok(None) };
             let path = line_path(&run.record.run.user_id);
             // From here to the write; a version that was read before and is old by now costs one more try.
             if turn.is_none() {
-                turn = Some(self.locks.take(&path).await);
+                turn = Some(self.turn(&path, &tries).await?);
             }
-            let mut line = self.line(&run.record.run.user_id).await?;
+            let mut line = tries.within(self.line(&run.record.run.user_id)).await?;
             match decide(&mut run.record, &line.record, self.now()) {
                 Decision::Leave(answer) => return Ok(Some((answer, run.record, line.record))),
                 Decision::Write(answer) => {
@@ -286,13 +286,13 @@ impl FirestoreStore {
     }
 
     pub(super) async fn delete_whole_conversation(&self, user: &UserId, id: &ConversationId) -> Result<Option<Vec<RunId>>> {
-        let turn = self.locks.take(&line_path(user)).await;
         let mut tries = self.tries();
+        let turn = self.turn(&line_path(user), &tries).await?;
         let (key, wake) = loop {
             let path = conversation_path(user, id);
-            let Some(found) = self.client.get(&path).await? else { return Ok(None) };
+            let Some(found) = tries.within(self.client.get(&path)).await? else { return Ok(None) };
             let conversation: Stored<ConversationRecord> = Stored::decode(found)?;
-            let mut line = self.line(user).await?;
+            let mut line = tries.within(self.line(user)).await?;
             if let Some(wake) = self.try_delete(&conversation, &mut line).await? {
                 break (conversation.record.key, wake);
             }

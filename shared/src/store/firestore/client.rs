@@ -4,6 +4,7 @@
 use std::pin::Pin;
 use std::time::Duration;
 
+use firestore::errors::FirestoreError;
 use firestore::gcloud_sdk::google::firestore::v1::batch_get_documents_response::Result as Got;
 use firestore::gcloud_sdk::google::firestore::v1::precondition::ConditionType;
 use firestore::gcloud_sdk::google::firestore::v1::run_aggregation_query_request::QueryType as AggregationType;
@@ -28,6 +29,9 @@ use crate::error::{Error, ErrorKind, Result};
 
 /// No call takes longer. Firestore's own deadline is 60 s; nobody here waits so long.
 const TIMEOUT: Duration = Duration::from_secs(10);
+
+/// How long the first connection is waited for.
+const CONNECT: Duration = Duration::from_secs(15);
 
 /// A document as it was read.
 #[derive(Debug, Clone)]
@@ -79,7 +83,26 @@ pub(super) struct Client {
 }
 
 impl Client {
+    /// Connects, waiting a while for a service that does not answer yet: processes that start together need no order.
     pub(super) async fn connect(google: &Google) -> Result<Self> {
+        let pauses = backoff::ExponentialBackoffBuilder::new()
+            .with_initial_interval(Duration::from_millis(100))
+            .with_max_interval(Duration::from_secs(2))
+            .with_max_elapsed_time(Some(CONNECT))
+            .build();
+        let connect = || async {
+            Self::connect_once(google)
+                .await
+                .map_err(|error| if is_transport(&error) { backoff::Error::transient(error) } else { backoff::Error::permanent(error) })
+        };
+        let connected = backoff::future::retry_notify(pauses, connect, |error: FirestoreError, pause: Duration| {
+            let retry_ms = u64::try_from(pause.as_millis()).unwrap_or(u64::MAX);
+            tracing::warn!(error = %error, retry_ms, "Firestore does not answer yet");
+        });
+        connected.await.map_err(|error| unreachable(google, error))
+    }
+
+    async fn connect_once(google: &Google) -> std::result::Result<Self, FirestoreError> {
         let options = FirestoreDbOptions::new(google.project_id.clone()).with_database_id(google.database.clone());
         let connected = match &google.firestore_emulator {
             Some(host) => {
@@ -87,7 +110,7 @@ impl Client {
             }
             None => FirestoreDb::with_options(options).await,
         };
-        connected.map(Self::over).map_err(|error| unreachable(google, error))
+        connected.map(Self::over)
     }
 
     fn over(db: FirestoreDb) -> Self {
@@ -241,9 +264,27 @@ fn failed(doing: &str, status: Status) -> Error {
     Error::new(kind, format!("{doing} in Firestore{hint}")).with_source(status)
 }
 
-fn unreachable(google: &Google, error: firestore::errors::FirestoreError) -> Error {
-    let hint = "check google.project_id and the application default credentials";
-    Error::new(ErrorKind::Unavailable, format!("connecting to Firestore of the project {}: {hint}", google.project_id)).with_source(error)
+fn is_transport(error: &FirestoreError) -> bool {
+    let mut cause: Option<&(dyn std::error::Error + 'static)> = Some(error);
+    while let Some(error) = cause {
+        if error.is::<firestore::gcloud_sdk::tonic::transport::Error>() {
+            return true;
+        }
+        cause = error.source();
+    }
+    // The client crate tells some causes in words alone.
+    error.to_string().contains("transport::Error")
+}
+
+fn unreachable(google: &Google, error: FirestoreError) -> Error {
+    let context = match &google.firestore_emulator {
+        Some(host) if is_transport(&error) => format!("connecting to the Firestore emulator at {host}: start it, or set FIRESTORE_EMULATOR_HOST"),
+        _ => format!(
+            "connecting to Firestore of the project {}: check google.project_id, the network and the application default credentials",
+            google.project_id
+        ),
+    };
+    Error::new(ErrorKind::Unavailable, context).with_source(error)
 }
 
 /// What Google's tools send to their emulators: the word that lifts the security rules.

@@ -24,6 +24,14 @@ impl Tries {
         Self { begun: Instant::now(), pause: FIRST_PAUSE }
     }
 
+    /// What `waiting` gives, unless the time of this change is over before. For everything before its write: a caller
+    /// behind many others, each of whom waits for an answer that does not come, is refused when they are.
+    pub(super) async fn within<T>(&self, waiting: impl Future<Output = Result<T>>) -> Result<T> {
+        let left = PATIENCE.saturating_sub(self.begun.elapsed());
+        let late = || Error::new(ErrorKind::Unavailable, "Firestore, or those who write to the same documents, take too long");
+        tokio::time::timeout(left, Box::pin(waiting)).await.unwrap_or_else(|_elapsed| Err(late()))
+    }
+
     /// Waits before the next try: longer each time, and never in step with the other writer.
     pub(super) async fn again(&mut self) -> Result<()> {
         if self.begun.elapsed() > PATIENCE {
@@ -66,8 +74,11 @@ pub(super) struct Locks {
     held: Mutex<HashMap<String, Weak<tokio::sync::Mutex<()>>>>,
 }
 
+/// Until it is dropped, the documents are this writer's alone in this process.
+pub(super) type Alone = tokio::sync::OwnedMutexGuard<()>;
+
 impl Locks {
-    pub(super) async fn take(&self, path: &str) -> tokio::sync::OwnedMutexGuard<()> {
+    pub(super) async fn take(&self, path: &str) -> Alone {
         let lock = {
             let mut held = self.held.lock().unwrap_or_else(PoisonError::into_inner);
             // What nobody holds is swept out when the map would grow.

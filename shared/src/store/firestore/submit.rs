@@ -27,10 +27,11 @@ struct Read {
 
 impl FirestoreStore {
     pub(super) async fn submit_run(&self, new: NewRun) -> Result<Submitted, SubmitError> {
-        let _turn = self.locks.take(&line_path(&new.user_id)).await;
         let mut tries = self.tries();
+        let _turn = self.turn(&line_path(&new.user_id), &tries).await?;
         loop {
-            if let Some(submitted) = self.try_submit(&new).await? {
+            let read = tries.within(self.read_for_submit(&new)).await?;
+            if let Some(submitted) = self.try_submit(&new, read).await? {
                 return Ok(submitted);
             }
             tries.again().await?;
@@ -76,9 +77,9 @@ impl FirestoreStore {
         Ok((stored, known))
     }
 
-    async fn try_submit(&self, new: &NewRun) -> Tried {
+    async fn try_submit(&self, new: &NewRun, read: Read) -> Tried {
         let now = self.now();
-        let Read { mut line, mut conversation, mut key, queued } = self.read_for_submit(new).await?;
+        let Read { mut line, mut conversation, mut key, queued } = read;
         if let Some(((stored, known), idempotency)) = key.as_mut().zip(new.idempotency.as_ref()) {
             if *known && stored.record.expire_at > now {
                 // A key whose run was deleted since is free again.

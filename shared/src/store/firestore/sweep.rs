@@ -32,10 +32,13 @@ impl FirestoreStore {
         let now = self.now();
         let (runs, lines) = tokio::join!(self.due("runs", now), self.due("lines", now));
         let mut sweep = Sweep::default();
-        for found in later(&mut sweep, runs?, now) {
+        let (runs, next_at) = split(runs?, now);
+        sweep.next_at = next_at;
+        for found in runs {
             self.sweep_run(Stored::decode(found)?, now, &mut sweep).await?;
         }
-        for found in later(&mut sweep, lines?, now) {
+        // Announcing again is a precaution: with many users there is always one to come, and none is worth a pass of its own.
+        for found in split(lines?, now).0 {
             sweep.wake.extend(self.announce(Stored::decode(found)?, now).await?);
         }
         for found in self.client.query("", queries::trash(TRASH)).await? {
@@ -152,11 +155,15 @@ impl FirestoreStore {
     }
 }
 
-/// Keeps what is due now; of the rest it notes when the first is.
-fn later(sweep: &mut Sweep, found: Vec<Found>, now: Timestamp) -> Vec<Found> {
+/// What is due now, and when the first of the others is that somebody waits for: the removal of a run that has ended is not.
+fn split(found: Vec<Found>, now: Timestamp) -> (Vec<Found>, Option<Timestamp>) {
     let (due, ahead): (Vec<Found>, Vec<Found>) = found.into_iter().partition(|found| at(found).is_some_and(|at| at <= now));
-    sweep.next_at = ahead.iter().filter_map(at).chain(sweep.next_at).min();
-    due
+    let next_at = ahead.iter().filter(|found| !has_ended(found)).filter_map(at).min();
+    (due, next_at)
+}
+
+fn has_ended(found: &Found) -> bool {
+    codec::time_in(&found.fields, "finishedAt").is_some()
 }
 
 fn at(found: &Found) -> Option<Timestamp> {
