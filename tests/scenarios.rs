@@ -23,6 +23,7 @@ mod attempts;
 mod cancel;
 mod command_line;
 mod faults;
+mod google;
 mod order;
 mod replies;
 mod verdicts;

@@ -79,6 +79,21 @@ impl Emulator {
         self.process = None;
     }
 
+    /// Stops it as if its machine stood still: connections stay, nobody answers, nothing is forgotten.
+    pub fn freeze(&self) {
+        self.signal("-STOP");
+    }
+
+    /// Lets it go on after a [`Emulator::freeze`].
+    pub fn thaw(&self) {
+        self.signal("-CONT");
+    }
+
+    fn signal(&self, signal: &str) {
+        let pid = self.process.as_ref().expect("it runs").pid.to_string();
+        assert!(Command::new("kill").args([signal, &pid]).status().unwrap().success(), "kill {signal} {pid}");
+    }
+
     /// A new one on the same port, which knows nothing.
     pub async fn restart(&mut self) {
         self.stop();
@@ -90,6 +105,8 @@ impl Emulator {
 /// A child in the hands of a thread of its own. The kernel kills the child when the thread that made it ends, and the
 /// threads of tests end long before the process does.
 struct Process {
+    /// `setpriv` becomes the emulator: it is the same process.
+    pid: u32,
     /// Dropping it ends the thread, which kills the child first.
     orders: Option<mpsc::Sender<()>>,
     keeper: Option<std::thread::JoinHandle<()>>,
@@ -103,8 +120,14 @@ impl Process {
         command.stdin(Stdio::null()).stdout(log.try_clone().unwrap()).stderr(log.try_clone().unwrap());
         let (orders, ended) = mpsc::channel::<()>();
         let (gone, mut end) = tokio::sync::oneshot::channel();
-        let keeper = std::thread::spawn(move || keep(command.spawn().expect("setpriv (util-linux) starts"), &ended, gone));
-        let process = Self { orders: Some(orders), keeper: Some(keeper) };
+        let (born, birth) = tokio::sync::oneshot::channel();
+        let keeper = std::thread::spawn(move || {
+            let child = command.spawn().expect("setpriv (util-linux) starts");
+            born.send(child.id()).expect("the starter waits for it");
+            keep(child, &ended, gone);
+        });
+        let pid = birth.await.expect("the keeper told it");
+        let process = Self { pid, orders: Some(orders), keeper: Some(keeper) };
         let begun = Instant::now();
         while !answers(port).await {
             if end.try_recv().is_ok() {

@@ -259,6 +259,11 @@ impl Server {
         User { http: reqwest::Client::new(), urls: self.urls.clone().into(), turn: Arc::default(), name: name.to_owned() }
     }
 
+    /// A user of one API alone.
+    pub fn user_at(&self, api: usize, name: &str) -> User {
+        User { urls: [self.urls[api].clone()].into(), ..self.user(name) }
+    }
+
     async fn ready(&self) {
         for url in &self.urls {
             let url = format!("{url}/readyz");
@@ -296,7 +301,7 @@ fn workers(on: Backend, slots: u32) -> u32 {
 fn spawn(config: &Path, log: &Path, command: &str, hosts: Option<(&str, &str)>) -> (Child, Option<String>) {
     let log = std::fs::File::options().create(true).append(true).open(log).unwrap();
     let mut process = Command::new(env!("CARGO_BIN_EXE_quayside"));
-    process.args(["--config", config.to_str().unwrap(), command]).env("QUAYSIDE_LOG", "info,quayside_worker=debug,firestore=warn,gcloud_sdk=warn");
+    process.args(["--config", config.to_str().unwrap(), command]).env("QUAYSIDE_LOG", "info,quayside_worker=debug,firestore=off,gcloud_sdk=off");
     if let Some((pubsub, firestore)) = hosts {
         process.env("PUBSUB_EMULATOR_HOST", pubsub).env("FIRESTORE_EMULATOR_HOST", firestore);
     }
