@@ -1,6 +1,6 @@
 # Two commands matter to a newcomer: `make run` and `make test`. Both install what is missing and say what they do.
 .DEFAULT_GOAL := help
-.PHONY: help run run-google test bench image fmt lint clean-containers
+.PHONY: help run run-google compose test bench image images fmt lint clean-containers
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-18s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -11,6 +11,9 @@ run: ## Set up, build and start Quayside on this machine (ARGS="..." go to `quay
 run-google: ## The production layout on this machine: emulators of Pub/Sub and Firestore, API, worker (ARGS=--sign-in: with Firebase sign-in)
 	@exec infra/dev/run-google.sh $(ARGS)
 
+compose: ## The same as containers: docker compose up, which needs a registry (ARGS="..." go to it)
+	@infra/dev/docker.sh && DOCKER_GID=$${DOCKER_GID:-$$(stat -L -c %g /var/run/docker.sock 2>/dev/null || echo 0)} docker compose up --build $(ARGS)
+
 test: ## Set up and run every check
 	@exec infra/dev/test.sh
 
@@ -19,6 +22,9 @@ bench: ## Measure against the replaced design (ARGS="..." go to tests/bench/run.
 
 image: ## Build the agent image (ARGS=--fresh builds it anew)
 	@infra/dev/docker.sh && infra/agents/build.sh $(ARGS)
+
+images: ## Build the images of the API and the worker, which needs a registry (ARGS="..." go to docker buildx bake)
+	@infra/dev/docker.sh && docker buildx bake --file infra/docker/docker-bake.hcl $(ARGS)
 
 fmt: ## Format the Rust code
 	@cargo fmt --all

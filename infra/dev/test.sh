@@ -67,6 +67,8 @@ ST=$(infra/dev/schemathesis.sh)
 export ST
 stage 'The API against its OpenAPI document' tests/api/schemathesis.sh
 
+stage 'The images and docker-compose.yml' tests/images/check.sh
+
 if have cargo-deny; then
   # Advisories need a database from the network and change without us; they are checked apart.
   stage 'cargo deny' cargo deny check bans licenses sources
