@@ -77,7 +77,7 @@ async fn a_frozen_worker_loses_its_lease_and_stays_silent(on: Backend) {
     let user = server.user("u");
     let run = user.say("sh", "echo begun; sleep 4; echo ended").await;
     user.says(&run, "begun").await;
-    let pid = server.pid().to_string();
+    let pid = server.pid_of(&server.containers()[0]).to_string();
     Command::new("kill").args(["-STOP", &pid]).status().unwrap();
     tokio::time::sleep(Duration::from_secs(3)).await;
     Command::new("kill").args(["-CONT", &pid]).status().unwrap();

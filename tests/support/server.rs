@@ -238,6 +238,17 @@ impl Server {
         self.processes.last().expect("a process").id()
     }
 
+    /// The process whose worker holds `container`: each keeps the file open that has its name.
+    pub fn pid_of(&self, container: &str) -> u32 {
+        let instance = docker(&["inspect", "-f", "{{index .Config.Labels \"dev.quayside.instance\"}}", container]);
+        let holds = |pid: u32| {
+            let files = std::fs::read_dir(format!("/proc/{pid}/fd")).into_iter().flatten().flatten();
+            let paths = files.filter_map(|file| std::fs::read_link(file.path()).ok()).filter(|path| path.starts_with(&self.data_dir));
+            paths.filter_map(|path| std::fs::read_to_string(path).ok()).any(|name| name.trim() == instance.trim())
+        };
+        self.processes.iter().map(Child::id).find(|pid| holds(*pid)).expect("a process of this server")
+    }
+
     pub fn data_dir(&self) -> &Path {
         &self.data_dir
     }
