@@ -7,6 +7,7 @@ pub mod consumer;
 pub mod lease;
 pub mod protocol;
 pub mod reply;
+pub mod report;
 pub mod runner;
 pub mod slots;
 pub mod sweeper;
