@@ -86,8 +86,11 @@ impl Callers {
     /// Whether the admin key came with the request.
     ///
     /// # Errors
-    /// 403 for a user without it, 401 for nobody we know.
+    /// 401 when there is none, or nobody we know sent another one; 403 when a user did.
     pub(crate) async fn admit_admin(&self, headers: &HeaderMap, key: Option<&AdminKey>) -> Result<()> {
+        if !headers.contains_key(AUTHORIZATION) {
+            return Err(ApiError::BadToken(ADMIN_KEY));
+        }
         if let (Some(key), Ok(sent)) = (key, bearer(headers))
             && key.is(sent)
         {
