@@ -27,4 +27,5 @@ mod faults;
 mod google;
 mod order;
 mod replies;
+mod retention;
 mod verdicts;
