@@ -8,6 +8,7 @@ use quayside_shared::store::Stray;
 use serde_json::{Value, json};
 
 use crate::support::{ADMIN_KEY, Answer, Server, answer, server, server_with};
+use crate::tokens::mint::{FIRST, stage};
 
 async fn admin(server: &Server, method: &str, path: &str) -> Answer {
     answer(server.request(method, "operator", path).bearer_auth(ADMIN_KEY)).await
@@ -115,4 +116,16 @@ async fn what_has_no_run_cannot_be_redriven() {
     }
     admin(&server, "GET", "/api/admin/dead-letters?limit=0").await.refused(422, "invalid_request", Some("limit"));
     admin(&server, "GET", "/api/admin/dead-letters?after=x").await.refused(422, "invalid_request", Some("after"));
+}
+
+#[tokio::test]
+async fn a_users_token_opens_nothing_of_the_operators() {
+    let stage = stage().await;
+    let asked = |bearer: &str| stage.request("GET", "/api/admin/workers", bearer);
+    let ann = FIRST.token(&stage.claims("ann"));
+    answer(asked(&ann)).await.refused(403, "forbidden", Some("Authorization"));
+    answer(asked("forged")).await.refused(401, "unauthenticated", Some("Authorization"));
+    assert_eq!(answer(asked(ADMIN_KEY)).await.status, 200);
+    let as_user = answer(stage.request("GET", "/api/conversations", ADMIN_KEY)).await;
+    as_user.refused(401, "unauthenticated", Some("Authorization"));
 }

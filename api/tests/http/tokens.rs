@@ -1,7 +1,7 @@
 //! Who is calling in the `tokens` mode: Firebase's ID tokens, and what only looks like one.
 
 mod keys;
-mod mint;
+pub(crate) mod mint;
 
 use quayside_shared::config::Auth;
 use serde_json::{Value, json};
