@@ -25,5 +25,6 @@ mod command_line;
 mod faults;
 mod google;
 mod order;
+mod preemption;
 mod replies;
 mod verdicts;

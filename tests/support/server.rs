@@ -1,5 +1,7 @@
 //! A real Quayside with its own data folder, in one process or in several, and a client that speaks the contract to it.
 
+mod one;
+
 use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -91,11 +93,13 @@ pub struct Options {
     pub heartbeat: &'static str,
     pub drain: &'static str,
     pub max_attempts: u32,
+    /// TOML for the end of `[worker]`.
+    pub worker: String,
 }
 
 impl Default for Options {
     fn default() -> Self {
-        Self { extra: String::new(), slots: 4, lease: "4s", heartbeat: "1s", drain: "20s", max_attempts: 3 }
+        Self { extra: String::new(), slots: 4, lease: "4s", heartbeat: "1s", drain: "20s", max_attempts: 3, worker: String::new() }
     }
 }
 
@@ -135,10 +139,10 @@ impl Server {
         let folder = tempfile::tempdir().unwrap();
         let data_dir = folder.path().join("data");
         let config = folder.path().join("quayside.toml");
-        let Options { extra, slots, lease, heartbeat, drain, max_attempts } = options;
+        let Options { extra, slots, lease, heartbeat, drain, max_attempts, worker } = options;
         let workers = workers(on, slots);
         let text = format!(
-            "[api]\nbind = \"127.0.0.1:0\"\n[backend]\ndata_dir = {data_dir:?}\n{backend}[worker]\nslots = {}\nlease = \"{lease}\"\nheartbeat = \"{heartbeat}\"\ndrain = \"{drain}\"\nmax_attempts = {max_attempts}\n{AGENTS}\n{extra}",
+            "[api]\nbind = \"127.0.0.1:0\"\n[backend]\ndata_dir = {data_dir:?}\n{backend}[worker]\nslots = {}\nlease = \"{lease}\"\nheartbeat = \"{heartbeat}\"\ndrain = \"{drain}\"\nmax_attempts = {max_attempts}\n{worker}\n{AGENTS}\n{extra}",
             slots / workers
         );
         std::fs::write(&config, text).unwrap();
