@@ -149,26 +149,31 @@ async fn a_signal_after_the_notice_does_not_cut_the_drain_short(on: Backend) {
 /// Whatever the metadata server does, the worker works and asks in measure; and the notice is not missed.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_notice_survives_every_answer() {
-    for waits in [true, false] {
-        let metadata = Metadata::start(waits).await;
-        let notice = Notice::at(&metadata.url).unwrap();
-        let given = tokio::spawn(async move { notice.given().await });
-        metadata.asked_again().await;
-        for fault in [Key::Broken, Key::Garbage] {
-            metadata.set(fault);
+    let each = [true, false].map(|waits| {
+        tokio::spawn(async move {
+            let metadata = Metadata::start(waits).await;
+            let notice = Notice::at(&metadata.url).unwrap();
+            let given = tokio::spawn(async move { notice.given().await });
             metadata.asked_again().await;
+            for fault in [Key::Broken, Key::Garbage] {
+                metadata.set(fault);
+                metadata.asked_again().await;
+                metadata.asked_again().await;
+            }
+            metadata.set(Key::False);
             metadata.asked_again().await;
-        }
-        metadata.set(Key::False);
-        metadata.asked_again().await;
-        // One that waits is asked once a minute, one that does not once a second: no loop is busy. Time itself is under test.
-        let before = metadata.asked();
-        tokio::time::sleep(Duration::from_secs(5)).await;
-        let most = if waits { 3 } else { 7 };
-        assert!(metadata.asked() - before <= most, "asked {} times in 5 s", metadata.asked() - before);
-        assert!(!given.is_finished());
-        metadata.set(Key::True);
-        tokio::time::timeout(Duration::from_secs(10), given).await.expect("the notice was heard").unwrap();
+            // One that waits is asked once a minute, one that does not once a second: no loop is busy. Time itself is under test.
+            let before = metadata.asked();
+            tokio::time::sleep(Duration::from_secs(5)).await;
+            let most = if waits { 3 } else { 7 };
+            assert!(metadata.asked() - before <= most, "asked {} times in 5 s", metadata.asked() - before);
+            assert!(!given.is_finished());
+            metadata.set(Key::True);
+            tokio::time::timeout(Duration::from_secs(10), given).await.expect("the notice was heard").unwrap();
+        })
+    });
+    for one in each {
+        one.await.unwrap();
     }
 }
 
