@@ -22,6 +22,7 @@ use on_both;
 mod attempts;
 mod cancel;
 mod command_line;
+mod drain;
 mod faults;
 mod google;
 mod order;
