@@ -11,6 +11,7 @@ use quayside_shared::connect::{Connected, connect};
 use quayside_shared::shutdown::Shutdown;
 use quayside_shared::telemetry::MetricsHandle;
 use tokio::net::TcpListener;
+use tokio_util::sync::CancellationToken;
 
 use crate::admin_key;
 use crate::cli::ServeArguments;
@@ -36,14 +37,21 @@ pub(crate) async fn up(config: Config, arguments: ServeArguments) -> anyhow::Res
     let address = listener.local_addr().context("asking for the bound address")?;
     let digests = ImageDigests::default();
     let deps = deps(&connected, &config, &metrics, vec![engine_check(&runner)], &digests, &shutdown)?;
-    let api = quayside_api::serve(listener, quayside_api::router(deps), shutdown.drain.clone(), shutdown.stop.clone());
+    // Up to the end of the drain, so that readiness is seen to go red and clients can read what running attempts say.
+    let drained = CancellationToken::new();
+    let api = quayside_api::serve(listener, quayside_api::router(deps), drained.clone(), shutdown.stop.clone());
     tokio::spawn(follow_digests(Arc::clone(&runner), Arc::clone(&config), digests));
     let worker = tokio::spawn(work(connected, runner, Arc::clone(&config), shutdown.clone()));
     announce(address, &config);
     until_drained(&shutdown, async {
-        let served = api.await.context("serving HTTP");
-        worker.await.context("the worker panicked")?;
-        served
+        let worked = async {
+            let worked = worker.await;
+            drained.cancel();
+            worked
+        };
+        let (served, worked) = tokio::join!(api, worked);
+        worked.context("the worker panicked")?;
+        served.context("serving HTTP")
     })
     .await
 }
@@ -82,7 +90,7 @@ pub(crate) async fn worker(config: Config) -> anyhow::Result<ExitCode> {
             tracing::info!(address = %listener.local_addr().context("asking for the bound address")?, "probes and metrics");
             let deps = deps(&connected, &config, &metrics, vec![engine_check(&runner)], &ImageDigests::default(), &shutdown)?;
             // Up to the end of the drain, so that readiness is seen to go red.
-            let drained = tokio_util::sync::CancellationToken::new();
+            let drained = CancellationToken::new();
             let serving = quayside_api::serve(listener, quayside_api::probes(deps), drained.clone(), shutdown.stop.clone());
             Some((tokio::spawn(serving), drained))
         }

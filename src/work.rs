@@ -16,11 +16,13 @@ use quayside_shared::shutdown::Shutdown;
 use quayside_worker::attempt::Attempts;
 use quayside_worker::consumer::consume;
 use quayside_worker::lease::LeaseTimes;
+use quayside_worker::preemption::Notice;
 use quayside_worker::report::Reporter;
 use quayside_worker::runner::Runner;
 use quayside_worker::runner::docker::{DockerOptions, DockerRunner};
 use quayside_worker::slots::{LiveContainers, Slots, slots_for};
 use quayside_worker::sweeper::Sweeper;
+use tokio_util::sync::CancellationToken;
 
 use crate::instance::{self, Instance};
 
@@ -54,7 +56,8 @@ pub(crate) async fn work(connected: Connected, runner: Arc<dyn Runner>, config: 
         worker: WorkerId::random(),
         times: LeaseTimes { duration: config.worker.lease.get(), heartbeat: config.worker.heartbeat.get() },
         live,
-        hand_back: tokio_util::sync::CancellationToken::new(),
+        hand_back: CancellationToken::new(),
+        preempted: CancellationToken::new(),
         retry_later,
     };
     tracing::info!(worker = %attempts.worker, slots = total, "worker started");
@@ -72,8 +75,9 @@ pub(crate) async fn work(connected: Connected, runner: Arc<dyn Runner>, config: 
     let reporting = tokio::spawn(reporter.run(shutdown.drain.clone()));
     let sweeping = tokio::spawn(sweeper.run(shutdown.drain.clone()));
     let bereaved = tokio::spawn(remove_containers_of_the_dead(Arc::clone(&config)));
+    let noticing = tokio::spawn(drain_when_preempted(Arc::clone(&config), attempts.preempted.clone(), shutdown.drain.clone()));
     consume(Arc::new(attempts), slots, shutdown.drain, config.worker.drain.get()).await;
-    for background in [reporting, sweeping, bereaved] {
+    for background in [reporting, sweeping, bereaved, noticing] {
         background.abort();
     }
     // A worker that drained is not one that is missing.
@@ -81,6 +85,22 @@ pub(crate) async fn work(connected: Connected, runner: Arc<dyn Runner>, config: 
         tracing::debug!(error = %chain(&error), "the worker is listed until it is forgotten");
     }
     tracing::info!("drained");
+}
+
+/// Drains when the machine is about to be taken away. Goes on during a drain: the notice may come after the signal, and
+/// then too it is the reason why runs are handed back.
+async fn drain_when_preempted(config: Arc<Config>, preempted: CancellationToken, drain: CancellationToken) {
+    let Some(url) = &config.worker.preemption_notice else { return };
+    match Notice::at(url) {
+        Ok(notice) => notice.given().await,
+        Err(error) => {
+            tracing::error!(error = %chain(&error), "the preemption notice cannot be asked for; only signals drain this worker");
+            return;
+        }
+    }
+    tracing::warn!("this machine is being taken away: draining");
+    preempted.cancel();
+    drain.cancel();
 }
 
 /// How many containers at once.

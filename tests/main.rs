@@ -8,5 +8,6 @@
 
 mod conformance;
 mod hostile;
+mod model;
 mod scenarios;
 mod support;

@@ -90,7 +90,7 @@ pub enum BackendKind {
 }
 
 /// `[worker]`
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Worker {
     /// Containers at once; 0 = from this machine's CPUs and memory.
@@ -105,6 +105,8 @@ pub struct Worker {
     pub max_attempts: u32,
     /// Where a worker of its own serves `/livez`, `/readyz` and `/metrics`. Defaults to nowhere.
     pub probes: Option<SocketAddr>,
+    /// The metadata key that turns `TRUE` when this machine is about to be taken away. Defaults to none: nobody asks.
+    pub preemption_notice: Option<String>,
 }
 
 /// `[runner]`
@@ -198,6 +200,7 @@ impl Default for Worker {
             drain: Duration::from_secs(25).into(),
             max_attempts: 3,
             probes: None,
+            preemption_notice: None,
         }
     }
 }
@@ -291,6 +294,12 @@ impl Config {
         }
         if worker.slots > 10_000 {
             return wrong("worker.slots", "must be at most 10000; 0 takes it from this machine's CPUs and memory");
+        }
+        if worker.preemption_notice.as_deref().is_some_and(|notice| !values::is_http(notice)) {
+            return wrong(
+                "worker.preemption_notice",
+                "write the address of the metadata key; it begins with http:// (that server has no TLS), on Google Cloud \"http://metadata.google.internal/computeMetadata/v1/instance/preempted\"",
+            );
         }
         if limits.message.bytes() == 0 || limits.message.bytes() > 512 << 10 {
             return wrong("limits.message", "must be between 1B and 512KiB");

@@ -56,6 +56,7 @@ impl Worker {
             times: LeaseTimes { duration: Duration::from_secs(10), heartbeat: Duration::from_millis(200) },
             live: live.clone(),
             hand_back: CancellationToken::new(),
+            preempted: CancellationToken::new(),
             retry_later: retry_later.clone(),
         };
         let sweeper = Sweeper { store: store.clone(), queue: queue.clone(), runner: runner.clone(), live, due_earlier: retry_later };

@@ -1,5 +1,7 @@
 //! A real Quayside with its own data folder, in one process or in several, and a client that speaks the contract to it.
 
+mod one;
+
 use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -95,11 +97,13 @@ pub struct Options {
     pub heartbeat: &'static str,
     pub drain: &'static str,
     pub max_attempts: u32,
+    /// TOML for the end of `[worker]`.
+    pub worker: String,
 }
 
 impl Default for Options {
     fn default() -> Self {
-        Self { extra: String::new(), slots: 4, lease: "4s", heartbeat: "1s", drain: "20s", max_attempts: 3 }
+        Self { extra: String::new(), slots: 4, lease: "4s", heartbeat: "1s", drain: "20s", max_attempts: 3, worker: String::new() }
     }
 }
 
@@ -139,12 +143,12 @@ impl Server {
         let folder = tempfile::tempdir().unwrap();
         let data_dir = folder.path().join("data");
         let config = folder.path().join("quayside.toml");
-        let Options { extra, slots, lease, heartbeat, drain, max_attempts } = options;
+        let Options { extra, slots, lease, heartbeat, drain, max_attempts, worker } = options;
         let workers = workers(on, slots);
         // The embedded backend makes its own.
         let admin_key = if on == Backend::Google { format!("admin_key = \"{ADMIN_KEY}\"\n") } else { String::new() };
         let text = format!(
-            "[api]\nbind = \"127.0.0.1:0\"\n{admin_key}[backend]\ndata_dir = {data_dir:?}\n{backend}[worker]\nslots = {}\nlease = \"{lease}\"\nheartbeat = \"{heartbeat}\"\ndrain = \"{drain}\"\nmax_attempts = {max_attempts}\n{AGENTS}\n{extra}",
+            "[api]\nbind = \"127.0.0.1:0\"\n{admin_key}[backend]\ndata_dir = {data_dir:?}\n{backend}[worker]\nslots = {}\nlease = \"{lease}\"\nheartbeat = \"{heartbeat}\"\ndrain = \"{drain}\"\nmax_attempts = {max_attempts}\n{worker}\n{AGENTS}\n{extra}",
             slots / workers
         );
         std::fs::write(&config, text).unwrap();
@@ -242,17 +246,6 @@ impl Server {
     /// The process that runs containers: the only one, or the last worker.
     pub fn pid(&self) -> u32 {
         self.processes.last().expect("a process").id()
-    }
-
-    /// The process whose worker holds `container`: each keeps the file open that has its name.
-    pub fn pid_of(&self, container: &str) -> u32 {
-        let instance = docker(&["inspect", "-f", "{{index .Config.Labels \"dev.quayside.instance\"}}", container]);
-        let holds = |pid: u32| {
-            let files = std::fs::read_dir(format!("/proc/{pid}/fd")).into_iter().flatten().flatten();
-            let paths = files.filter_map(|file| std::fs::read_link(file.path()).ok()).filter(|path| path.starts_with(&self.data_dir));
-            paths.filter_map(|path| std::fs::read_to_string(path).ok()).any(|name| name.trim() == instance.trim())
-        };
-        self.processes.iter().map(Child::id).find(|pid| holds(*pid)).expect("a process of this server")
     }
 
     /// What opens the operators' routes.

@@ -46,6 +46,8 @@ pub struct Attempts {
     pub live: LiveContainers,
     /// Set when running attempts must be handed back.
     pub hand_back: CancellationToken,
+    /// Set when the machine is being taken away: what is handed back is `preempted` then, otherwise `drained`.
+    pub preempted: CancellationToken,
     /// Told when a run is to be tried again later: the sweeper must know of that moment.
     pub retry_later: Arc<Notify>,
 }
@@ -65,7 +67,7 @@ pub enum Delivered {
 enum Ending {
     /// With the run; the text, when given, is the reply as a whole.
     Finished(Box<Finished>, Option<String>),
-    /// The run goes back: drain or engine fault.
+    /// The run goes back: drain, preemption or engine fault.
     Released(AttemptOutcome),
     /// Somebody else may hold the run by now.
     LeaseLost,

@@ -27,7 +27,9 @@ pub async fn consume(attempts: Arc<Attempts>, slots: Slots, drain: CancellationT
     let engine = Arc::new(engine);
     metrics::gauge!(names::SLOTS).set(f64::from(slots.total()));
     loop {
+        // Biased throughout: once the drain has begun, not one message more is taken, however many lie ready.
         let slot = tokio::select! {
+            biased;
             () = drain.cancelled() => break,
             slot = slots.take() => slot,
         };
@@ -35,11 +37,13 @@ pub async fn consume(attempts: Arc<Attempts>, slots: Slots, drain: CancellationT
         // A worker without an engine takes no message: it would only give it back.
         if !*engine_ok.borrow_and_update() {
             tokio::select! {
+                biased;
                 () = drain.cancelled() => break,
                 () = until_it_answers(&*attempts.runner) => engine.send_replace(true),
             };
         }
         let delivery = tokio::select! {
+            biased;
             () = drain.cancelled() => break,
             delivery = attempts.queue.receive() => delivery,
         };
