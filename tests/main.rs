@@ -10,4 +10,5 @@ mod checker;
 mod conformance;
 mod hostile;
 mod scenarios;
+mod sim;
 mod support;
