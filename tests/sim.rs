@@ -15,6 +15,7 @@ mod engine;
 mod mutant;
 mod process;
 mod queue;
+mod signals;
 mod store;
 mod world;
 

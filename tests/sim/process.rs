@@ -19,12 +19,13 @@ use quayside_worker::lease::LeaseTimes;
 use quayside_worker::runner::Runner;
 use quayside_worker::slots::{LiveContainers, Slots};
 use quayside_worker::sweeper::Sweeper;
-use tokio::sync::{Notify, watch};
+use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
 use super::engine::{Engine, EngineRunner};
 use super::mutant::Mutated;
 use super::queue::FaultyQueue;
+use super::signals::Signals;
 use super::store::FaultyStore;
 use super::world::{Fault, Shape, World, WorldClock, jitter};
 
@@ -54,7 +55,9 @@ pub static CONFIG: LazyLock<(Arc<Config>, Prepared)> = LazyLock::new(|| {
 pub struct Life {
     pub name: String,
     pub world: Arc<World>,
-    state: watch::Sender<State>,
+    state: Mutex<State>,
+    /// Not a watch channel: that wakes its receivers in an order that cannot be repeated.
+    changed: Notify,
     /// Asked to stop, as by SIGTERM.
     pub drain: CancellationToken,
     /// Messages that it has neither acknowledged nor given back; they come back some time after its death.
@@ -79,13 +82,41 @@ pub struct Gateway {
 impl Life {
     fn new(world: &Arc<World>, name: String, engine: Option<Arc<Engine>>) -> Arc<Self> {
         world.note(|| format!("{name} starts"));
-        let state = watch::Sender::new(State::Runs);
-        Arc::new(Self { name, world: Arc::clone(world), state, drain: CancellationToken::new(), hands: Mutex::default(), engine })
+        Arc::new(Self {
+            name,
+            world: Arc::clone(world),
+            state: Mutex::new(State::Runs),
+            changed: Notify::new(),
+            drain: CancellationToken::new(),
+            hands: Mutex::default(),
+            engine,
+        })
+    }
+
+    fn state(&self) -> State {
+        *self.state.lock().unwrap()
+    }
+
+    fn become_state(&self, state: State) -> State {
+        let before = std::mem::replace(&mut *self.state.lock().unwrap(), state);
+        self.changed.notify_waiters();
+        before
+    }
+
+    async fn until(&self, wanted: State) {
+        loop {
+            let mut changed = std::pin::pin!(self.changed.notified());
+            changed.as_mut().enable();
+            if self.state() == wanted {
+                return;
+            }
+            changed.await;
+        }
     }
 
     /// `kill -9`. Nothing that it does from now on has an effect, and nothing comes back to it.
     pub fn crash(&self) {
-        if self.state.send_replace(State::Dead) != State::Dead {
+        if self.become_state(State::Dead) != State::Dead {
             self.world.note(|| format!("{} DIES", self.name));
             if let Some(engine) = &self.engine {
                 engine.orphan(&self.name);
@@ -95,12 +126,12 @@ impl Life {
 
     /// `kill -STOP`, and `kill -CONT` later: shorter than a lease, or longer.
     pub fn freeze_for_a_while(self: &Arc<Self>) {
-        if *self.state.borrow() != State::Runs {
+        if self.state() != State::Runs {
             return;
         }
         let time = self.world.pick(&[500, 3_000, 9_000]);
         self.world.note(|| format!("{} FREEZES for {time} ms", self.name));
-        self.state.send_replace(State::Frozen);
+        self.become_state(State::Frozen);
         let life = Arc::clone(self);
         tokio::spawn(async move {
             tokio::time::sleep(Duration::from_millis(time)).await;
@@ -110,29 +141,26 @@ impl Life {
 
     /// `kill -CONT`.
     pub fn thaw(&self) {
-        if *self.state.borrow() == State::Frozen {
+        if self.state() == State::Frozen {
             self.world.note(|| format!("{} thaws", self.name));
-            self.state.send_replace(State::Runs);
+            self.become_state(State::Runs);
         }
     }
 
     pub fn is_dead(&self) -> bool {
-        *self.state.borrow() == State::Dead
+        self.state() == State::Dead
     }
 
     /// Returns while the process runs, waits while it is frozen, and never returns when it is dead.
     pub async fn awake(&self) {
-        if *self.state.borrow() == State::Runs {
-            return;
+        if self.state() != State::Runs {
+            self.until(State::Runs).await;
         }
-        let mut state = self.state.subscribe();
-        let _ = state.wait_for(|state| *state == State::Runs).await;
     }
 
     /// Returns when it is dead.
     pub async fn death(&self) {
-        let mut state = self.state.subscribe();
-        let _ = state.wait_for(|state| *state == State::Dead).await;
+        self.until(State::Dead).await;
     }
 
     /// A call of this process on what is outside of it. What happens to it is up to the dice; `told` is for the trace.
@@ -206,6 +234,7 @@ pub enum Kind {
 pub struct Shared {
     pub store: Arc<dyn Store>,
     pub queue: Arc<dyn Queue>,
+    pub signals: Arc<Signals>,
 }
 
 impl Shared {
@@ -219,9 +248,9 @@ impl Shared {
             ..StoreOptions::default()
         };
         let clock = Arc::new(WorldClock(Arc::clone(world)));
-        let store = Arc::new(SqliteStore::open(database.clone(), clock, options).await.unwrap());
+        let store: Arc<dyn Store> = Arc::new(SqliteStore::open(database.clone(), clock, options).await.unwrap());
         let queue = Arc::new(SqliteQueue::open(database.clone()).await.unwrap());
-        Self { store, queue }
+        Self { signals: Arc::new(Signals::new(Arc::clone(&store))), store, queue }
     }
 }
 
@@ -249,7 +278,7 @@ fn start(life: &Arc<Life>, slot: usize, kind: Kind, backend: Shared) {
         Some(mutant) => Arc::new(Mutated::new(backend.store, mutant, Arc::clone(life))),
         None => backend.store,
     };
-    let store: Arc<dyn Store> = Arc::new(FaultyStore::new(real, Arc::clone(life)));
+    let store: Arc<dyn Store> = Arc::new(FaultyStore::new(real, backend.signals, Arc::clone(life)));
     let queue: Arc<dyn Queue> = Arc::new(FaultyQueue::new(backend.queue, Arc::clone(life)));
     if kind != Kind::Worker {
         let deps = Deps {

@@ -9,24 +9,23 @@ use quayside_shared::ids::{ConversationId, RunId, UserId, WorkerId};
 use quayside_shared::run::{AttemptOutcome, Run, Waiting};
 use quayside_shared::state::Finished;
 use quayside_shared::store::{
-    BadCursor, Changed, Claim, Conversation, Depth, Events, Fenced, Lease, NewRun, Page, Signal, Standing, Store, SubmitError, Submitted, Sweep,
-    Turn, Watch,
+    BadCursor, Changed, Claim, Conversation, Depth, Events, Fenced, Lease, NewRun, Page, Standing, Store, SubmitError, Submitted, Sweep, Turn, Watch,
 };
-use tokio::sync::watch;
 
 use super::process::Life;
-use super::world::Shape;
+use super::signals::Signals;
 use crate::checker::{Hand, Handled};
 
 /// See the module's description.
 pub struct FaultyStore {
     inner: Arc<dyn Store>,
+    signals: Arc<Signals>,
     life: Arc<Life>,
 }
 
 impl FaultyStore {
-    pub fn new(inner: Arc<dyn Store>, life: Arc<Life>) -> Self {
-        Self { inner, life }
+    pub fn new(inner: Arc<dyn Store>, signals: Arc<Signals>, life: Arc<Life>) -> Self {
+        Self { inner, signals, life }
     }
 
     fn told(&self, what: &'static str, run: &RunId) -> impl Fn() -> String + Send + 'static {
@@ -62,32 +61,8 @@ impl Store for FaultyStore {
         self.life.call(told, async move { store.events(&id, after).await }).await
     }
 
-    /// Between processes signals are late, and some are lost.
     fn watch(&self, id: &RunId) -> Watch {
-        let mut inner = self.inner.watch(id);
-        if self.life.world.plan.shape == Shape::Embedded {
-            return inner;
-        }
-        let (sender, receiver) = watch::channel(Signal::default());
-        let life = Arc::clone(&self.life);
-        tokio::spawn(async move {
-            loop {
-                let signal = tokio::select! {
-                    biased;
-                    () = sender.closed() => return,
-                    signal = inner.changed() => signal,
-                };
-                if life.world.strikes(life.world.plan.forgotten) {
-                    continue;
-                }
-                if life.world.strikes(life.world.plan.slow) {
-                    tokio::time::sleep(life.world.some_millis(200)).await;
-                }
-                life.awake().await;
-                sender.send_replace(signal);
-            }
-        });
-        Watch::new(receiver)
+        self.signals.watch(id, &self.life)
     }
 
     async fn cancel(&self, id: &RunId) -> Result<Option<Changed>> {
