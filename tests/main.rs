@@ -7,8 +7,10 @@
 #![allow(clippy::print_stdout, reason = "tests print the figures they saw")]
 #![allow(missing_docs, unreachable_pub, reason = "nothing here is anybody's interface")]
 
+mod checker;
 mod conformance;
 mod hostile;
 mod model;
 mod scenarios;
+mod sim;
 mod support;

@@ -86,11 +86,12 @@ pub async fn consume(attempts: Arc<Attempts>, slots: Slots, drain: CancellationT
 }
 
 /// Probes the engine with growing pauses until it answers. `backoff` gives the pauses; there is no end to them, because
-/// without an engine there is nothing else to do.
+/// without an engine there is nothing else to do. No jitter: an engine has one worker.
 async fn until_it_answers(runner: &dyn Runner) {
     let pauses = backoff::ExponentialBackoffBuilder::new()
         .with_initial_interval(Duration::from_millis(250))
         .with_max_interval(Duration::from_secs(10))
+        .with_randomization_factor(0.0)
         .with_max_elapsed_time(None)
         .build();
     let probe = || async { runner.ping().await.map_err(backoff::Error::transient) };
