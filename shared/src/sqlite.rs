@@ -26,7 +26,7 @@ use rusqlite::{Connection, ErrorCode, OpenFlags};
 use rusqlite_migration::{M, Migrations};
 use tokio::sync::Semaphore;
 
-use self::check::{Checked, check_pages, identify, open_for_reading, refuse_damaged_log};
+use self::check::{Checked, check_pages, identify, open_for_reading, refuse_damaged_files};
 use self::folder::Folder;
 use self::health::Health;
 use self::space::Space;
@@ -84,14 +84,16 @@ impl Database {
         let mut folder = Folder::take(folder)?;
         let path = folder.database();
         if folder.has_database()? {
-            refuse_damaged_log(&path)?;
-            identify(&open_for_reading(&path)?, &path)?;
+            refuse_damaged_files(&path)?;
+            // For reading alone: whoever writes would move the log, and with it the damage.
+            let looking = open_for_reading(&path)?;
+            identify(&looking, &path)?;
+            if check_pages(&looking, &path, false, Some(CHECK_TIME))? == Checked::Partly {
+                tracing::info!("the database is large and was not looked at as a whole; `quayside doctor` does that");
+            }
         }
         let mut connection = Connection::open(&path).map_err(sql("opening the database"))?;
         configure(&connection).map_err(sql("configuring the database"))?;
-        if check_pages(&connection, &path, false, Some(CHECK_TIME))? == Checked::Partly {
-            tracing::info!("the database is large and was not looked at as a whole; `quayside doctor` does that");
-        }
         migrations().to_latest(&mut connection).map_err(|error| match error {
             rusqlite_migration::Error::RusqliteError { query, err } => {
                 tracing::debug!(query, "the migration that failed");
@@ -245,6 +247,10 @@ fn in_words(doing: &str, kind: ErrorKind) -> String {
     }
 }
 
+#[cfg(test)]
+mod backup_tests;
+#[cfg(test)]
+mod damage_tests;
 #[cfg(test)]
 #[path = "sqlite_tests.rs"]
 mod tests;

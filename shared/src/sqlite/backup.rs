@@ -7,7 +7,7 @@ use std::time::SystemTime;
 
 use rusqlite::Connection;
 
-use super::check::{check_pages, identify, open_for_reading, refuse_damaged_log};
+use super::check::{check_pages, identify, open_for_reading, refuse_damaged_files};
 use super::folder::{Folder, Held, beside, database_in};
 use super::{configure, sql};
 use crate::error::{Error, ErrorKind, Result};
@@ -37,7 +37,7 @@ pub fn backup(folder: &Path, file: &Path) -> Result<Contents> {
             if !folder.has_database()? {
                 return Err(nothing(&folder.database()));
             }
-            refuse_damaged_log(&folder.database())?;
+            refuse_damaged_files(&folder.database())?;
             Some(folder)
         }
         Held::Elsewhere => None,

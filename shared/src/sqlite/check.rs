@@ -1,6 +1,8 @@
 //! What a database file is, before anything is written to it: ours and of a schema we know, whole as far as a look can
 //! tell.
 
+use std::fs::File;
+use std::io::Read;
 use std::path::Path;
 use std::sync::mpsc;
 use std::time::Duration;
@@ -14,6 +16,8 @@ use crate::error::{Error, ErrorKind, Result};
 const APPLICATION_ID: u32 = 0x5175_6179;
 /// Tables that the first schema has already.
 const TABLES: [&str; 3] = ["runs", "conversations", "queue_length"];
+/// The newest of SQLite's file formats: with a write-ahead log.
+const FORMAT: u8 = 2;
 const BUSY: Duration = Duration::from_secs(5);
 
 /// What to do about a damaged database, in every message about one.
@@ -43,8 +47,14 @@ pub(super) fn open_for_reading(database: &Path) -> Result<Connection> {
     Ok(connection)
 }
 
-/// Refuses a database whose log lost commits. Nobody may have it open.
-pub(super) fn refuse_damaged_log(database: &Path) -> Result<()> {
+/// Refuses a database that lost commits with its log, or that SQLite would open for reading alone because its header
+/// names a format of the future. Nobody may have it open.
+pub(super) fn refuse_damaged_files(database: &Path) -> Result<()> {
+    let mut header = [0; 20];
+    let read = File::open(database).and_then(|mut file| file.read_exact(&mut header));
+    if read.is_ok() && (header[18] > FORMAT || header[19] > FORMAT) {
+        return Err(damaged(database, "its header names a format that does not exist"));
+    }
     let state = log::inspect(database)
         .map_err(|error| Error::new(ErrorKind::Unavailable, format!("cannot read the log beside {}", database.display())).with_source(error))?;
     match state {

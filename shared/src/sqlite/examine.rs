@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use super::backup::{Contents, contents};
-use super::check::{check_pages, newest_schema, open_for_reading, refuse_damaged_log};
+use super::check::{check_pages, newest_schema, open_for_reading, refuse_damaged_files};
 use super::folder::{Folder, Held, database_in};
 use super::space::free_bytes;
 use crate::error::{Error, ErrorKind, Result};
@@ -38,7 +38,7 @@ pub fn examine(folder: &Path) -> Result<Found> {
             if !held.has_database()? {
                 return found(None, false, Some(held));
             }
-            refuse_damaged_log(&database)?;
+            refuse_damaged_files(&database)?;
             let contents = contents(&open_for_reading(&database)?, &database)?;
             found(Some(contents), false, Some(held))
         }

@@ -88,7 +88,8 @@ impl Folder {
     pub(super) fn has_database(&mut self) -> Result<bool> {
         let length = |path: &Path| std::fs::metadata(path).map_or(0, |file| file.len());
         let database = self.database();
-        if length(&database) > 0 {
+        // SQLite takes one byte for none.
+        if length(&database) > 1 {
             return Ok(true);
         }
         let mut mark = Vec::new();
