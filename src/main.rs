@@ -1,5 +1,6 @@
 //! The one binary: everything on one machine (`up`), the parts apart (`api`, `worker`), and the client commands.
 
+mod backup;
 mod cli;
 mod client;
 mod doctor;
@@ -29,6 +30,8 @@ async fn main() -> ExitCode {
         Command::Api(arguments) => with_config(&cli, |config| serve::api(config, arguments.clone())).await,
         Command::Worker => with_config(&cli, serve::worker).await,
         Command::Doctor => with_config(&cli, doctor::run).await,
+        Command::Backup(arguments) => with_config(&cli, |config| backup::backup(config, arguments.clone())).await,
+        Command::Restore(arguments) => with_config(&cli, |config| backup::restore(config, arguments.clone())).await,
         Command::Openapi => print_openapi(),
     };
     match outcome {

@@ -20,10 +20,14 @@ macro_rules! on_both {
 use on_both;
 
 mod attempts;
+mod backup;
 mod cancel;
 mod command_line;
+mod database;
+mod disk;
 mod faults;
 mod google;
 mod order;
+mod overload;
 mod replies;
 mod verdicts;

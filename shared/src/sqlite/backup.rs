@@ -152,7 +152,9 @@ fn copy_to_partial(from: &Path, partial: &Path) -> Result<Contents> {
 /// Counts what is in an identified database.
 pub(super) fn contents(connection: &Connection, database: &Path) -> Result<Contents> {
     let schema = identify(connection, database)?;
-    let bytes = std::fs::metadata(database).map_err(cannot("read", database))?.len();
+    let pages = |name| connection.pragma_query_value(None, name, |row| row.get::<_, u64>(0)).map_err(sql("reading the database"));
+    // Not the length of the file: there may be more in the log.
+    let bytes = pages("page_count")? * pages("page_size")?;
     if schema == 0 {
         return Ok(Contents { schema, runs: 0, unfinished: 0, bytes });
     }

@@ -18,6 +18,9 @@ const GROUP_MAX: usize = 512;
 /// page once that was changed often.
 const CHECKPOINT_EVERY: usize = 5000;
 
+/// Dirties a page, so that the commit has to reach the disk: SQLite writes nothing for a value that stays the same.
+const PROBE: &str = "UPDATE queue_length SET queued = queued + 1; UPDATE queue_length SET queued = queued - 1";
+
 /// A write that waits for its turn.
 trait Write: Send {
     /// Runs it and keeps its result; says why it failed. May be called again after a rollback.
@@ -122,8 +125,8 @@ impl Writing {
 
     fn group(&mut self, group: &mut [Box<dyn Write>]) -> Result<(), Failure> {
         self.health.refuse_damaged().map_err(|error| Failure(error.kind(), error.to_string()))?;
-        let before = self.connection.total_changes();
-        let written = write_group(&self.connection, group, &self.health);
+        let in_doubt = self.health.is_in_doubt();
+        let written = write_group(&self.connection, group, &self.health, in_doubt);
         if written.is_err() && !self.connection.is_autocommit() {
             let _ = self.connection.execute_batch("ROLLBACK");
         }
@@ -134,7 +137,7 @@ impl Writing {
             None => Ok(()),
         });
         match &written {
-            Ok(()) if self.connection.total_changes() != before => self.health.wrote(),
+            Ok(()) if in_doubt => self.health.wrote(),
             Ok(()) => {}
             Err(Failure(kind, words)) => self.health.failed(*kind, words),
         }
@@ -220,7 +223,7 @@ impl From<rusqlite::Error> for Failure {
     }
 }
 
-fn write_group(connection: &Connection, group: &mut [Box<dyn Write>], health: &Health) -> Result<(), Failure> {
+fn write_group(connection: &Connection, group: &mut [Box<dyn Write>], health: &Health, in_doubt: bool) -> Result<(), Failure> {
     let run = |statement: &str| connection.prepare_cached(statement)?.execute([]);
     run("BEGIN IMMEDIATE")?;
     if group.iter_mut().any(|write| write.run(connection).is_err()) {
@@ -240,6 +243,9 @@ fn write_group(connection: &Connection, group: &mut [Box<dyn Write>], health: &H
             }
             run("RELEASE one")?;
         }
+    }
+    if in_doubt {
+        connection.execute_batch(PROBE)?;
     }
     run("COMMIT")?;
     Ok(())
