@@ -16,10 +16,10 @@ fn runbook(name: &str) -> String {
 /// Runs a block in the folder of the server's configuration, where `quayside` is our program.
 fn follow(server: &Server, name: &str) -> Output {
     let program = std::path::Path::new(env!("CARGO_BIN_EXE_quayside")).parent().unwrap();
-    let path = format!("{}:{}", program.display(), std::env::var("PATH").unwrap());
+    let commands = format!("PATH={}:$PATH\n{}", program.display(), runbook(name));
     let mut shell = std::process::Command::new("sh");
-    shell.args(["-euc", &runbook(name)]).current_dir(server.command().get_current_dir().unwrap());
-    shell.env("PATH", path).env_remove("QUAYSIDE_CONFIG").env("QUAYSIDE_LOG", "warn").output().unwrap()
+    shell.args(["-euc", &commands]).current_dir(server.command().get_current_dir().unwrap());
+    shell.env_remove("QUAYSIDE_CONFIG").env("QUAYSIDE_LOG", "warn").output().unwrap()
 }
 
 fn words(output: &Output) -> String {

@@ -3,13 +3,13 @@
 use std::fs::File;
 use std::io::ErrorKind as IoKind;
 use std::path::{Path, PathBuf};
-use std::time::SystemTime;
 
 use rusqlite::Connection;
 
 use super::check::{check_pages, identify, open_for_reading, refuse_damaged_files};
 use super::folder::{Folder, Held, beside, database_in};
 use super::{configure, sql};
+use crate::clock::{Clock, SystemClock};
 use crate::error::{Error, ErrorKind, Result};
 
 /// What a database holds.
@@ -100,7 +100,7 @@ pub fn restore(folder: &Path, file: &Path) -> Result<(Contents, Option<PathBuf>)
 
 /// Renames the database with its log, which belongs to it.
 fn put_aside(database: &Path) -> Result<Option<PathBuf>> {
-    let now = humantime::format_rfc3339_seconds(SystemTime::now()).to_string().replace(':', "-");
+    let now = SystemClock.now().to_string().replace(':', "-");
     let mut aside = beside(database, &format!(".before-restore-{now}"));
     let mut number = 2;
     while aside.exists() {

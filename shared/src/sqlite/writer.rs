@@ -44,7 +44,7 @@ where
 {
     fn run(&mut self, connection: &Connection) -> Result<(), Failure> {
         let outcome = (self.write)(connection);
-        let told = outcome.as_ref().map(drop).map_err(|error| Failure::of(error));
+        let told = outcome.as_ref().map(drop).map_err(Failure::of);
         self.outcome = Some(outcome.map_err(sql("writing")));
         told
     }
