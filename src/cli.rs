@@ -36,6 +36,10 @@ pub(crate) enum Command {
     Worker,
     /// Check configuration, database, container engine and images, and say what to do
     Doctor,
+    /// Copy the database to one file, also of a running server (embedded backend)
+    Backup(BackupArguments),
+    /// Put a copy in the place of the database, and keep what was there (embedded backend, stopped server)
+    Restore(RestoreArguments),
     /// Send a message, wait, and print the reply as it comes
     Submit(SubmitArguments),
     /// List what no worker will try again by itself, and try it again
@@ -83,6 +87,23 @@ pub(crate) struct ServeArguments {
     /// behind a proxy that sets the header itself
     #[arg(long)]
     pub(crate) dangerously_trust_user_header_from_anyone: bool,
+}
+
+#[derive(Debug, Clone, Args)]
+pub(crate) struct BackupArguments {
+    /// Where the copy goes; must not be there yet
+    #[arg(value_name = "FILE")]
+    pub(crate) file: PathBuf,
+    /// Take what can still be read of a damaged database; the server must be stopped
+    #[arg(long)]
+    pub(crate) salvage: bool,
+}
+
+#[derive(Debug, Clone, Args)]
+pub(crate) struct RestoreArguments {
+    /// A file that `quayside backup` made
+    #[arg(value_name = "FILE")]
+    pub(crate) file: PathBuf,
 }
 
 #[derive(Debug, Args)]

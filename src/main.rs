@@ -1,6 +1,7 @@
 //! The one binary: everything on one machine (`up`), the parts apart (`api`, `worker`), and the client commands.
 
 mod admin_key;
+mod backup;
 mod cli;
 mod client;
 mod dead_letters;
@@ -35,6 +36,8 @@ async fn main() -> ExitCode {
             Some(key) => dead_letters::run_with_key(arguments, key).await,
             None => with_config(&cli, |config| async move { dead_letters::run_with_config(arguments, &config).await }).await,
         },
+        Command::Backup(arguments) => with_config(&cli, |config| backup::backup(config, arguments.clone())).await,
+        Command::Restore(arguments) => with_config(&cli, |config| backup::restore(config, arguments.clone())).await,
         Command::Openapi => print_openapi(),
     };
     match outcome {

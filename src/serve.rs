@@ -127,6 +127,7 @@ fn anybody_could_be_anybody(config: &Config, arguments: &ServeArguments) -> Opti
 
 fn begin(config: Config) -> anyhow::Result<(Arc<Config>, Shutdown, MetricsHandle)> {
     let shutdown = Shutdown::on_signals().context("listening for signals")?;
+    survive_file_limits().context("listening for signals")?;
     let metrics = quayside_shared::telemetry::install_metrics().context("installing the metrics recorder")?;
     let upkeep = metrics.clone();
     tokio::spawn(async move {
@@ -137,6 +138,14 @@ fn begin(config: Config) -> anyhow::Result<(Arc<Config>, Shutdown, MetricsHandle
         }
     });
     Ok((Arc::new(config), shutdown, metrics))
+}
+
+/// A file that may not grow any more (`ulimit -f`) is the failure of a write, not the end of the process.
+fn survive_file_limits() -> std::io::Result<()> {
+    const SIGXFSZ: i32 = 25;
+    let mut exceeded = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::from_raw(SIGXFSZ))?;
+    tokio::spawn(async move { while exceeded.recv().await.is_some() {} });
+    Ok(())
 }
 
 async fn listen(bind: std::net::SocketAddr) -> anyhow::Result<TcpListener> {

@@ -77,6 +77,8 @@ pub struct Backend {
     pub kind: BackendKind,
     /// Embedded: the folder of the database file. Defaults to `./data`.
     pub data_dir: PathBuf,
+    /// Embedded: room on the disk that new runs leave to those that were accepted. Defaults to 64 MiB; 0 is none.
+    pub reserve: HumanSize,
 }
 
 /// Which adapters hold the queue and the store.
@@ -138,6 +140,8 @@ pub enum RunnerKind {
 pub struct Limits {
     /// Bytes of UTF-8 in one message. Defaults to 64 KiB.
     pub message: HumanSize,
+    /// Runs of all users that may wait. Defaults to 100000.
+    pub queued: u64,
     /// Runs of one user that may wait. Defaults to 100.
     pub queued_per_user: u32,
     /// Runs of one user in progress at once. Defaults to 2.
@@ -187,7 +191,7 @@ impl Default for Api {
 
 impl Default for Backend {
     fn default() -> Self {
-        Self { kind: BackendKind::Embedded, data_dir: PathBuf::from("./data") }
+        Self { kind: BackendKind::Embedded, data_dir: PathBuf::from("./data"), reserve: HumanSize(64 << 20) }
     }
 }
 
@@ -215,6 +219,7 @@ impl Default for Limits {
     fn default() -> Self {
         Self {
             message: HumanSize(64 << 10),
+            queued: 100_000,
             queued_per_user: 100,
             running_per_user: 2,
             streams_per_user: 20,
@@ -305,9 +310,10 @@ impl Config {
             return wrong("limits.message", "must be between 1B and 512KiB");
         }
         for (key, value) in [
-            ("limits.queued_per_user", limits.queued_per_user),
-            ("limits.running_per_user", limits.running_per_user),
-            ("limits.streams_per_user", limits.streams_per_user),
+            ("limits.queued", limits.queued),
+            ("limits.queued_per_user", limits.queued_per_user.into()),
+            ("limits.running_per_user", limits.running_per_user.into()),
+            ("limits.streams_per_user", limits.streams_per_user.into()),
         ] {
             if value == 0 {
                 return wrong(key, "must be at least 1");

@@ -84,6 +84,8 @@ fn bare_numbers_are_refused() {
 #[test]
 fn contradictions_say_what_to_write() {
     assert!(refusal("[worker]\nlease = \"10s\"\nheartbeat = \"9s\"\n", &[]).contains("half of worker.lease"));
+    assert!(refusal("[limits]\nqueued = 0\n", &[]).contains("at least 1"));
+    assert!(refusal("[backend]\nreserve = 64\n", &[]).contains("with its unit"));
     assert!(refusal("[api]\ndefault_agent = \"ghost\"\n", &[]).contains("[agents.ghost]"));
     assert!(refusal("[api]\ncors_origins = [\"*\"]\n", &[]).contains("without a path or a wildcard"));
     assert!(refusal("[agents.x]\ncommand = [\"a\"]\n", &[]).contains("needs an image"));

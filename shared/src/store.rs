@@ -43,6 +43,8 @@ pub struct StoreOptions {
     pub queued_per_user: u32,
     /// Runs of one user in progress at once.
     pub running_per_user: u32,
+    /// Runs of all users that may wait. On Firestore the others' are counted every few seconds: see there.
+    pub queued: u64,
     /// How long a finished run is kept.
     pub retention: Duration,
     /// When a queued run that nobody picked up is published again.
@@ -58,6 +60,7 @@ impl Default for StoreOptions {
         Self {
             queued_per_user: 100,
             running_per_user: 2,
+            queued: 100_000,
             retention: Duration::from_secs(30 * 24 * 3600),
             republish_after: Duration::from_secs(30),
             retry: RetryPolicy::default(),
@@ -142,6 +145,12 @@ pub enum SubmitError {
     QueueFull {
         /// The limit that was met.
         limit: u32,
+    },
+    /// As many runs of all users wait as are taken.
+    #[error("{limit} runs of all users are queued already")]
+    Overloaded {
+        /// The limit that was met.
+        limit: u64,
     },
     /// The store failed.
     #[error(transparent)]

@@ -164,7 +164,7 @@ impl FaultyDelivery {
 
 #[async_trait]
 impl Delivery for FaultyDelivery {
-    fn message(&self) -> &Message {
+    fn message(&self) -> Result<&Message, &Undecodable> {
         &self.message
     }
 

@@ -139,7 +139,18 @@ impl Server {
         server
     }
 
+    /// An embedded one that is not running yet: [`Server::restart`] starts it. `backend` is TOML for `[backend]`.
+    pub fn prepared(backend: &str, options: Options) -> Self {
+        Self::prepare(Backend::Embedded, backend, options)
+    }
+
     async fn start_processes(on: Backend, backend: &str, options: Options) -> Self {
+        let mut server = Self::prepare(on, backend, options);
+        server.spawn();
+        server
+    }
+
+    fn prepare(on: Backend, backend: &str, options: Options) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let data_dir = folder.path().join("data");
         let config = folder.path().join("quayside.toml");
@@ -153,9 +164,20 @@ impl Server {
         );
         std::fs::write(&config, text).unwrap();
         let log = folder.path().join("log");
-        let mut server = Self { on, processes: Vec::new(), slots, folder: Some(folder), config, data_dir, urls: Vec::new(), url: String::new(), log };
-        server.spawn();
-        server
+        Self { on, processes: Vec::new(), slots, folder: Some(folder), config, data_dir, urls: Vec::new(), url: String::new(), log }
+    }
+
+    /// A command that reads this server's configuration, in the folder where it is.
+    pub fn command(&self) -> Command {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_quayside"));
+        let folder = self.config.parent().expect("it is in a folder");
+        command.env_remove("QUAYSIDE_CONFIG").env("QUAYSIDE_LOG", "warn").current_dir(folder);
+        command
+    }
+
+    /// What was logged so far.
+    pub fn logged(&self) -> String {
+        std::fs::read_to_string(&self.log).unwrap()
     }
 
     fn spawn(&mut self) {

@@ -80,6 +80,7 @@ pub(crate) async fn server_with(change: impl FnOnce(&mut Setup)) -> Server {
     let options = StoreOptions {
         queued_per_user: config.limits.queued_per_user,
         running_per_user: config.limits.running_per_user,
+        queued: config.limits.queued,
         retention: config.limits.retention.get(),
         ..StoreOptions::default()
     };

@@ -4,6 +4,7 @@
 //! each naming the version that was read: when another writer came first, it reads again and decides anew. No locks, no
 //! transactions that wait. Times are this machine's; workers and API instances need clocks that agree to about a second.
 
+mod backlog;
 mod change;
 mod client;
 mod codec;
@@ -22,6 +23,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 
+use self::backlog::Backlog;
 use self::client::{Client, Committed};
 use self::contention::{Alone, Doubts, Locks, Tries};
 use self::line::Line;
@@ -47,6 +49,7 @@ pub struct FirestoreStore {
     options: StoreOptions,
     locks: Locks,
     doubts: Doubts,
+    backlog: Backlog,
     listening: Listening,
 }
 
@@ -60,7 +63,7 @@ impl FirestoreStore {
         let client = Client::connect(google).await?;
         let hub = Arc::new(Hub::default());
         let listening = Listening::start(client.clone(), Arc::clone(&hub));
-        Ok(Self { client, clock, hub, options, locks: Locks::default(), doubts: Doubts::default(), listening })
+        Ok(Self { client, clock, hub, options, locks: Locks::default(), doubts: Doubts::default(), backlog: Backlog::default(), listening })
     }
 
     fn now(&self) -> Timestamp {

@@ -70,8 +70,9 @@ impl Store for SqliteStore {
     async fn submit(&self, new: NewRun) -> Result<Submitted, SubmitError> {
         let (context, hub) = (self.context(), Arc::clone(&self.hub));
         let prepared = submit::prepare(new, &context).map_err(|error| Error::new(ErrorKind::Internal, "preparing a run").with_source(error))?;
+        let database = self.database.clone();
         let written = self.database.write(
-            move |db| submit::submit(db, &prepared, &context),
+            move |db| submit::submit(db, &prepared, &context, &database),
             move |outcome| {
                 if let Ok(accepted) = outcome {
                     Self::signal(&hub, &accepted.cancelled);
@@ -112,6 +113,7 @@ impl Store for SqliteStore {
     }
 
     async fn claim(&self, id: &RunId, worker: &WorkerId, duration: Duration) -> Result<Claim> {
+        self.database.refuse_starting()?;
         let (id, worker, context, hub) = (id.clone(), worker.clone(), self.context(), Arc::clone(&self.hub));
         let signalled = id.clone();
         let written = self.database.write(
@@ -247,7 +249,7 @@ impl Store for SqliteStore {
     }
 
     async fn ping(&self) -> Result<()> {
-        self.database.write(|_| Ok(()), |()| {}).await
+        self.database.ping().await
     }
 
     fn append_interval(&self) -> Duration {

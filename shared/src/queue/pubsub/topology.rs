@@ -131,7 +131,7 @@ impl Topology {
         };
         backoff::future::retry_notify(pauses, attempt, |error: Error, pause: Duration| {
             let retry_ms = u64::try_from(pause.as_millis()).unwrap_or(u64::MAX);
-            tracing::debug!(error = %crate::error::chain(&error), retry_ms, "Pub/Sub is not ready");
+            tracing::warn!(error = %crate::error::chain(&error), retry_ms, "Pub/Sub does not answer yet");
         })
         .await
     }
