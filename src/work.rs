@@ -17,6 +17,7 @@ use quayside_worker::attempt::Attempts;
 use quayside_worker::consumer::consume;
 use quayside_worker::lease::LeaseTimes;
 use quayside_worker::preemption::Notice;
+use quayside_worker::report::Reporter;
 use quayside_worker::runner::Runner;
 use quayside_worker::runner::docker::{DockerOptions, DockerRunner};
 use quayside_worker::slots::{LiveContainers, Slots, slots_for};
@@ -60,13 +61,29 @@ pub(crate) async fn work(connected: Connected, runner: Arc<dyn Runner>, config: 
         retry_later,
     };
     tracing::info!(worker = %attempts.worker, slots = total, "worker started");
+    let slots = Slots::new(total);
+    let worker = attempts.worker.clone();
+    let reporter = Reporter {
+        store: Arc::clone(&attempts.store),
+        worker: worker.clone(),
+        host: host_name(),
+        version: env!("CARGO_PKG_VERSION"),
+        slots: slots.clone(),
+        every: config.worker.heartbeat.get(),
+    };
+    let store = Arc::clone(&attempts.store);
+    let reporting = tokio::spawn(reporter.run(shutdown.drain.clone()));
     let sweeping = tokio::spawn(sweeper.run(shutdown.drain.clone()));
     let bereaved = tokio::spawn(remove_containers_of_the_dead(Arc::clone(&config)));
     let noticing = tokio::spawn(drain_when_preempted(Arc::clone(&config), attempts.preempted.clone(), shutdown.drain.clone()));
-    consume(Arc::new(attempts), Slots::new(total), shutdown.drain, config.worker.drain.get()).await;
-    sweeping.abort();
-    bereaved.abort();
-    noticing.abort();
+    consume(Arc::new(attempts), slots, shutdown.drain, config.worker.drain.get()).await;
+    for background in [reporting, sweeping, bereaved, noticing] {
+        background.abort();
+    }
+    // A worker that drained is not one that is missing.
+    if let Err(error) = store.forget_worker(&worker).await {
+        tracing::debug!(error = %chain(&error), "the worker is listed until it is forgotten");
+    }
     tracing::info!("drained");
 }
 
@@ -154,6 +171,11 @@ pub(crate) async fn follow_digests(runner: Arc<dyn Runner>, config: Arc<Config>,
         }
         tokio::time::sleep(DIGESTS).await;
     }
+}
+
+/// The name of this machine, for operators.
+fn host_name() -> String {
+    std::fs::read_to_string("/proc/sys/kernel/hostname").map_or_else(|_| "unknown".to_owned(), |name| name.trim().to_owned())
 }
 
 /// Bytes of memory of this machine, where the kernel tells.

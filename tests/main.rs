@@ -5,6 +5,7 @@
 //! through every history of a small world of leases.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test stops at the first surprise")]
+#![allow(clippy::print_stdout, reason = "tests print the figures they saw")]
 #![allow(missing_docs, unreachable_pub, reason = "nothing here is anybody's interface")]
 
 mod conformance;

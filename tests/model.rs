@@ -67,7 +67,6 @@ fn no_history_breaks_a_promise() {
 }
 
 /// A broken product breaks the promise that it is about, and the model finds the history.
-#[expect(clippy::print_stdout, reason = "the shortest history, for who wonders")]
 fn is_found_out(variant: Variant, promise: &'static str) {
     let begun = Instant::now();
     let until = HasDiscoveries::AllOf(BTreeSet::from([promise]));

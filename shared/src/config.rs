@@ -52,6 +52,8 @@ pub struct Api {
     pub default_agent: AgentName,
     /// Origins whose pages may call the API, exactly as browsers send them. Defaults to none.
     pub cors_origins: Vec<String>,
+    /// What lets operators in at `/api/admin`. Defaults to none: the embedded backend makes one beside its data.
+    pub admin_key: Option<Secret>,
 }
 
 /// How callers are known.
@@ -63,6 +65,9 @@ pub enum Auth {
     /// Firebase ID tokens and API keys.
     Tokens,
 }
+
+/// So much cannot be guessed.
+const ADMIN_KEY_MIN: usize = 20;
 
 /// `[backend]`
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
@@ -143,9 +148,40 @@ pub struct Limits {
     pub retention: HumanDuration,
 }
 
+/// A value that is never printed.
+#[derive(Clone, PartialEq, Eq, Deserialize)]
+#[serde(transparent)]
+pub struct Secret(String);
+
+impl Secret {
+    /// `text` as a secret.
+    #[must_use]
+    pub const fn new(text: String) -> Self {
+        Self(text)
+    }
+
+    /// What it is. Not for logs.
+    #[must_use]
+    pub fn expose(&self) -> &str {
+        &self.0
+    }
+}
+
+impl std::fmt::Debug for Secret {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Secret(…)")
+    }
+}
+
 impl Default for Api {
     fn default() -> Self {
-        Self { bind: SocketAddr::from(([127, 0, 0, 1], 8080)), auth: Auth::Header, default_agent: python(), cors_origins: Vec::new() }
+        Self {
+            bind: SocketAddr::from(([127, 0, 0, 1], 8080)),
+            auth: Auth::Header,
+            default_agent: python(),
+            cors_origins: Vec::new(),
+            admin_key: None,
+        }
     }
 }
 
@@ -242,6 +278,9 @@ impl Config {
                     "write each origin as scheme://host[:port], without a path or a wildcard, for example \"https://app.example.org\"",
                 );
             }
+        }
+        if api.admin_key.as_ref().is_some_and(|key| key.0.len() < ADMIN_KEY_MIN || !key.0.bytes().all(|byte| byte.is_ascii_graphic())) {
+            return wrong("api.admin_key", "must be at least 20 visible ASCII characters, for example the output of `openssl rand -base64 32`");
         }
         let (lease, heartbeat) = (worker.lease.get(), worker.heartbeat.get());
         if heartbeat.is_zero() || heartbeat.saturating_mul(2) > lease {

@@ -20,7 +20,11 @@ use crate::error::{Error, ErrorKind, Result};
 
 /// Every version of the schema, oldest first. Append only: a released step is never edited.
 fn migrations() -> Migrations<'static> {
-    Migrations::new(vec![M::up(include_str!("sqlite/0001_runs.sql")), M::up(include_str!("sqlite/0002_reply_bytes.sql"))])
+    Migrations::new(vec![
+        M::up(include_str!("sqlite/0001_runs.sql")),
+        M::up(include_str!("sqlite/0002_reply_bytes.sql")),
+        M::up(include_str!("sqlite/0003_operations.sql")),
+    ])
 }
 
 /// Writes that go into one transaction. Large enough to amortise the fsync, small enough for a latency of milliseconds.

@@ -174,7 +174,7 @@ async fn a_drain_hands_back_what_does_not_finish() {
     let mut waiting = Vec::new();
     for _ in 0..2 {
         let delivery = tokio::time::timeout(Duration::from_secs(5), worker.queue.receive()).await.unwrap().unwrap();
-        waiting.push(delivery.message().run_id.clone());
+        waiting.push(delivery.message().unwrap().run_id.clone());
         delivery.ack().await;
     }
     assert!(waiting.contains(&id) && waiting.contains(&later));

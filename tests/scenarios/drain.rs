@@ -123,7 +123,6 @@ impl Talker {
     }
 }
 
-#[expect(clippy::print_stdout, reason = "the figures of the test")]
 async fn a_rolling_restart_under_load_loses_and_burns_nothing(on: Backend) {
     let mut server = Server::start_with(on, Options { drain: "8s", ..Options::default() }).await;
     let addresses = Arc::new(RwLock::new(server.addresses()));

@@ -140,6 +140,9 @@ async fn a_doubled_message_runs_once() {
     assert_eq!((&ended["status"], &ended["text"]), (&json!("completed"), &json!("once\n")));
     assert!(ended["attempts"].as_array().unwrap().len() <= 2, "the killed attempt and one more: {ended}");
     assert_eq!(user.run(done["id"].as_str().unwrap()).await, done, "a finished run is not touched");
+    let listed = user.get("/api/admin/dead-letters").bearer_auth(server.admin_key()).send().await.unwrap().json::<serde_json::Value>().await.unwrap();
+    assert_eq!(listed["data"].as_array().unwrap().len(), 1, "the unknown one is put aside once: {listed}");
+    assert_eq!(listed["data"][0]["reason"], "unknown_run");
 }
 
 async fn sigterm_finishes_or_hands_back(on: Backend) {

@@ -58,6 +58,9 @@ image = "quayside/agent-python"
 command = ["/no/such/program"]
 "#;
 
+/// The operators' key on the Google backend.
+const ADMIN_KEY: &str = "the-key-of-the-operators";
+
 /// Where a scenario happens.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Backend {
@@ -74,7 +77,8 @@ pub struct Server {
     processes: Vec<Child>,
     slots: u32,
     folder: Option<tempfile::TempDir>,
-    config: PathBuf,
+    /// The file with its configuration.
+    pub config: PathBuf,
     data_dir: PathBuf,
     /// `http://127.0.0.1:port` of each API.
     urls: Vec<String>,
@@ -141,8 +145,10 @@ impl Server {
         let config = folder.path().join("quayside.toml");
         let Options { extra, slots, lease, heartbeat, drain, max_attempts, worker } = options;
         let workers = workers(on, slots);
+        // The embedded backend makes its own.
+        let admin_key = if on == Backend::Google { format!("admin_key = \"{ADMIN_KEY}\"\n") } else { String::new() };
         let text = format!(
-            "[api]\nbind = \"127.0.0.1:0\"\n[backend]\ndata_dir = {data_dir:?}\n{backend}[worker]\nslots = {}\nlease = \"{lease}\"\nheartbeat = \"{heartbeat}\"\ndrain = \"{drain}\"\nmax_attempts = {max_attempts}\n{worker}\n{AGENTS}\n{extra}",
+            "[api]\nbind = \"127.0.0.1:0\"\n{admin_key}[backend]\ndata_dir = {data_dir:?}\n{backend}[worker]\nslots = {}\nlease = \"{lease}\"\nheartbeat = \"{heartbeat}\"\ndrain = \"{drain}\"\nmax_attempts = {max_attempts}\n{worker}\n{AGENTS}\n{extra}",
             slots / workers
         );
         std::fs::write(&config, text).unwrap();
@@ -240,6 +246,22 @@ impl Server {
     /// The process that runs containers: the only one, or the last worker.
     pub fn pid(&self) -> u32 {
         self.processes.last().expect("a process").id()
+    }
+
+    /// What opens the operators' routes.
+    pub fn admin_key(&self) -> String {
+        match self.on {
+            Backend::Embedded => std::fs::read_to_string(self.data_dir.join("admin.key")).unwrap().trim().to_owned(),
+            Backend::Google => ADMIN_KEY.to_owned(),
+        }
+    }
+
+    /// `kill -9` for the last worker.
+    pub fn kill_worker(&mut self) {
+        assert_eq!(self.on, Backend::Google);
+        let mut worker = self.processes.pop().expect("a worker");
+        worker.kill().unwrap();
+        worker.wait().unwrap();
     }
 
     pub fn data_dir(&self) -> &Path {

@@ -55,6 +55,7 @@ pub async fn consume(attempts: Arc<Attempts>, slots: Slots, drain: CancellationT
                 continue;
             }
         };
+        let slot = slot.begin();
         let (attempts, engine, slots) = (Arc::clone(&attempts), Arc::clone(&engine), slots.clone());
         tracker.spawn(async move {
             metrics::gauge!(names::SLOTS_BUSY).set(f64::from(slots.busy()));

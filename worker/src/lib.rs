@@ -8,6 +8,7 @@ pub mod lease;
 pub mod preemption;
 pub mod protocol;
 pub mod reply;
+pub mod report;
 pub mod runner;
 pub mod slots;
 pub mod sweeper;
