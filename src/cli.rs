@@ -42,8 +42,43 @@ pub(crate) enum Command {
     Restore(RestoreArguments),
     /// Send a message, wait, and print the reply as it comes
     Submit(SubmitArguments),
+    /// List what no worker will try again by itself, and try it again
+    DeadLetters(DeadLettersArguments),
     /// Print the OpenAPI document
     Openapi,
+}
+
+#[derive(Debug, Clone, Args)]
+pub(crate) struct DeadLettersArguments {
+    #[command(subcommand)]
+    pub(crate) command: DeadLetterCommand,
+    /// Where the API is
+    #[arg(long, global = true, env = "QUAYSIDE_URL", default_value = "http://127.0.0.1:8080")]
+    pub(crate) url: String,
+    /// The server's admin key [default: api.admin_key of the configuration, or the one beside the embedded data]
+    #[arg(long, global = true, env = "QUAYSIDE_ADMIN_KEY", hide_env_values = true, value_name = "KEY")]
+    pub(crate) admin_key: Option<String>,
+    /// Print JSON, one object a line
+    #[arg(long, global = true)]
+    pub(crate) json: bool,
+}
+
+#[derive(Debug, Clone, Subcommand)]
+pub(crate) enum DeadLetterCommand {
+    /// List them, the newest first
+    List,
+    /// Show one
+    Show {
+        /// The id of its run, or `msg_...`
+        #[arg(value_name = "ID")]
+        id: String,
+    },
+    /// Try the runs again: each becomes a new run of the same message
+    Redrive {
+        /// Ids of runs that were given up
+        #[arg(value_name = "RUN_ID", required = true)]
+        ids: Vec<String>,
+    },
 }
 
 #[derive(Debug, Clone, Default, Args)]

@@ -4,9 +4,13 @@
 //! speaks HTTP to a real process with real containers, `hostile` runs programs that a sandbox must contain.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test stops at the first surprise")]
+#![allow(clippy::print_stdout, reason = "tests print the figures they saw")]
 #![allow(missing_docs, unreachable_pub, reason = "nothing here is anybody's interface")]
 
+mod checker;
 mod conformance;
 mod hostile;
+mod model;
 mod scenarios;
+mod sim;
 mod support;

@@ -75,6 +75,8 @@ pub(crate) enum ApiError {
     Unauthenticated(&'static str),
     #[error("{0}")]
     BadToken(&'static str),
+    #[error("{0}")]
+    Forbidden(&'static str),
     #[error("there is nothing here, or it is not yours")]
     NotFound,
     #[error("this route does not know the method")]
@@ -85,6 +87,8 @@ pub(crate) enum ApiError {
     KeyReused,
     #[error("an earlier run of the conversation is not finished, and multitaskStrategy is `reject`")]
     ConversationBusy,
+    #[error("there is no run to try again: the message named none, or the run was removed")]
+    NothingToRedrive,
     #[error("the body must be at most {limit} bytes")]
     BodyTooLarge { limit: usize },
     #[error("{0}")]
@@ -123,6 +127,8 @@ impl ApiError {
             Self::InvalidHeader { .. } => (StatusCode::BAD_REQUEST, "invalid_header", None),
             Self::BrokenBody(_) => (StatusCode::BAD_REQUEST, "invalid_body", None),
             Self::Unauthenticated(_) | Self::BadToken(_) => (StatusCode::UNAUTHORIZED, "unauthenticated", None),
+            Self::Forbidden(_) => (StatusCode::FORBIDDEN, "forbidden", None),
+            Self::NothingToRedrive => (StatusCode::CONFLICT, "nothing_to_redrive", None),
             Self::NotFound => (StatusCode::NOT_FOUND, "not_found", None),
             Self::MethodNotAllowed => (StatusCode::METHOD_NOT_ALLOWED, "method_not_allowed", None),
             Self::BodyTooSlow => (StatusCode::REQUEST_TIMEOUT, "request_timeout", None),
@@ -151,7 +157,7 @@ impl ApiError {
             Self::UnsupportedMediaType(_) => Some("Content-Type".to_owned()),
             Self::KeyReused => Some("Idempotency-Key".to_owned()),
             Self::Unauthenticated(_) => Some("X-User-Id".to_owned()),
-            Self::BadToken(_) => Some("Authorization".to_owned()),
+            Self::BadToken(_) | Self::Forbidden(_) => Some("Authorization".to_owned()),
             _ => None,
         }
     }
@@ -256,6 +262,10 @@ problems! {
     BadRequest = BAD_REQUEST, "`invalid_header`, `invalid_json`, `invalid_body`: a header is wrong, or the body cannot be read";
     /// Of every route of a user.
     Unauthenticated = UNAUTHORIZED, "`unauthenticated`: no identity, or a bad one", "WWW-Authenticate": String, "`Bearer`, where a token is asked for";
+    /// Of every route of operators.
+    Forbidden = FORBIDDEN, "`forbidden`: the admin key is missing or wrong";
+    /// Of redriving.
+    NothingToRedrive = CONFLICT, "`nothing_to_redrive`: the message named no run, or the run was removed";
     /// Of every route of a thing.
     NotFound = NOT_FOUND, "`not_found`: it is not there, or it is another user's";
     /// Of routes with a body.

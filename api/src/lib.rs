@@ -7,12 +7,13 @@ use std::collections::HashMap;
 use std::sync::{Arc, RwLock};
 
 use futures::future::BoxFuture;
-use quayside_shared::config::Config;
+use quayside_shared::config::{Config, Secret};
 use quayside_shared::ids::AgentName;
 use quayside_shared::queue::Queue;
 use quayside_shared::store::Store;
 use tokio_util::sync::CancellationToken;
 
+mod admin;
 mod agents;
 mod auth;
 mod body;
@@ -33,7 +34,7 @@ mod tokens;
 mod trace;
 mod view;
 
-pub use router::{openapi, probes, router, router_with_keys};
+pub use router::{Prepared, openapi, probes, router, router_with_keys};
 pub use serve::serve;
 pub use tokens::KeySource;
 
@@ -65,6 +66,8 @@ pub struct Deps {
     pub metrics: Option<RenderMetrics>,
     /// What `/api/agents` says about images.
     pub image_digests: ImageDigests,
+    /// What lets operators in; without it `/api/admin` is closed.
+    pub admin_key: Option<Secret>,
     /// Conditions of `/readyz` besides the store and the queue.
     pub checks: Vec<Check>,
     /// Whether only names of this machine's loopback are accepted as `Host`. Set it when the listener is bound to
@@ -78,20 +81,22 @@ pub struct Deps {
 struct App {
     deps: Deps,
     callers: auth::Callers,
+    admin_key: Option<auth::AdminKey>,
     publisher: publish::Publisher,
-    page: page::Pages,
+    page: Arc<page::Pages>,
     streams: events::Streams,
     body_limit: usize,
 }
 
 impl App {
-    fn new(mut deps: Deps, keys: KeySource, document: &utoipa::openapi::OpenApi) -> Self {
+    fn new(mut deps: Deps, keys: KeySource, page: Arc<page::Pages>) -> Self {
         let callers = auth::Callers::new(&deps.config, keys);
         deps.checks.extend(callers.check());
         Self {
             callers,
+            admin_key: deps.admin_key.as_ref().map(auth::AdminKey::new),
             publisher: publish::Publisher::start(Arc::clone(&deps.queue)),
-            page: page::Pages::new(document, &deps.config),
+            page,
             streams: events::Streams::default(),
             body_limit: request::body_limit(&deps.config),
             deps,

@@ -85,7 +85,7 @@ pub(crate) async fn submit(State(app): State<Arc<App>>, Caller(user): Caller, pa
 }
 
 /// Stores the run and announces what may start. In a task of its own: a client that goes away must not come between.
-async fn accept(app: &Arc<App>, new: NewRun, trace: BTreeMap<String, String>) -> Result<Submitted> {
+pub(crate) async fn accept(app: &Arc<App>, new: NewRun, trace: BTreeMap<String, String>) -> Result<Submitted> {
     let app = Arc::clone(app);
     let accepting = tokio::spawn(async move {
         let mut submitted = app.deps.store.submit(new).await?;
@@ -169,8 +169,9 @@ async fn when_ended(app: &App, id: &RunId, wait: Duration) -> Result<Run> {
             return Ok(run);
         }
         tokio::select! {
-            () = end(&mut watch) => {}
+            biased;
             () = app.deps.drain.cancelled() => {}
+            () = end(&mut watch) => {}
             () = tokio::time::sleep_until(deadline.min(now + SAFETY_INTERVAL)) => {}
         }
     }

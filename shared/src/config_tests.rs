@@ -62,6 +62,18 @@ fn a_bad_variable_is_named() {
 }
 
 #[test]
+fn the_preemption_notice_is_asked_by_plain_http() {
+    let written = |value: &str| format!("[worker]\npreemption_notice = \"{value}\"\n");
+    let google = "http://metadata.google.internal/computeMetadata/v1/instance/preempted";
+    assert_eq!(load(&written(google), &[]).unwrap().worker.preemption_notice.as_deref(), Some(google));
+    assert_eq!(load("", &[]).unwrap().worker.preemption_notice, None);
+    for wrong in ["https://metadata.google.internal/preempted", "metadata.google.internal/preempted", "http://", "/preempted", ""] {
+        let text = refusal(&written(wrong), &[]);
+        assert!(text.contains("worker.preemption_notice") && text.contains("http://metadata"), "{wrong}: {text}");
+    }
+}
+
+#[test]
 fn bare_numbers_are_refused() {
     for toml in ["[worker]\nlease = 30\n", "[worker]\nlease = \"30\"\n", "[limits]\nmessage = 65536\n", "[limits]\nmessage = \"65536\"\n"] {
         let text = refusal(toml, &[]);

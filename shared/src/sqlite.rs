@@ -14,6 +14,7 @@ mod check;
 pub mod examine;
 mod folder;
 mod health;
+mod inline;
 mod log;
 mod space;
 mod writer;
@@ -29,13 +30,18 @@ use tokio::sync::Semaphore;
 use self::check::{Checked, check_pages, identify, open_for_reading, refuse_damaged_files};
 use self::folder::Folder;
 use self::health::Health;
+use self::inline::Inline;
 use self::space::Space;
 use self::writer::Writer;
 use crate::error::{Error, ErrorKind, Result};
 
 /// Every version of the schema, oldest first. Append only: a released step is never edited.
 fn migrations() -> Migrations<'static> {
-    Migrations::new(vec![M::up(include_str!("sqlite/0001_runs.sql")), M::up(include_str!("sqlite/0002_reply_bytes.sql"))])
+    Migrations::new(vec![
+        M::up(include_str!("sqlite/0001_runs.sql")),
+        M::up(include_str!("sqlite/0002_reply_bytes.sql")),
+        M::up(include_str!("sqlite/0003_operations.sql")),
+    ])
 }
 
 /// Writes that may wait; more make the callers wait, which is the back-pressure of the API.
@@ -49,7 +55,13 @@ const CHECK_TIME: Duration = Duration::from_secs(1);
 /// An open database file. Cheap to clone.
 #[derive(Debug, Clone)]
 pub struct Database {
-    inner: Arc<Inner>,
+    place: Place,
+}
+
+#[derive(Debug, Clone)]
+enum Place {
+    File(Arc<Inner>),
+    Memory(Arc<Inline>),
 }
 
 #[derive(Debug)]
@@ -119,13 +131,30 @@ impl Database {
         let health = Arc::new(Health::default());
         let writer = Writer::start(&path, connection, Arc::clone(&health))?;
         let (readers, reading) = (Mutex::new(readers), Semaphore::new(READERS));
-        Ok(Self { inner: Arc::new(Inner { writer, readers, reading, path, health, space, _folder: folder }) })
+        let inner = Inner { writer, readers, reading, path, health, space, _folder: folder };
+        Ok(Self { place: Place::File(Arc::new(inner)) })
     }
 
-    /// The database file.
+    /// A new database in memory, with the same schema and no file, no threads and no groups: each call is done on the
+    /// caller's thread before it first suspends, so that a simulation can repeat it. It is gone with its last clone.
+    ///
+    /// # Errors
+    /// When there is no memory for it.
+    pub fn in_memory() -> Result<Self> {
+        Ok(Self { place: Place::Memory(Arc::new(Inline::open()?)) })
+    }
+
+    fn file(&self) -> Option<&Inner> {
+        match &self.place {
+            Place::File(inner) => Some(inner),
+            Place::Memory(_) => None,
+        }
+    }
+
+    /// The database file; `:memory:` when there is none.
     #[must_use]
     pub fn path(&self) -> &Path {
-        &self.inner.path
+        self.file().map_or(Path::new(":memory:"), |file| &file.path)
     }
 
     /// Runs `write` in the next group. What it wrote is durable when this returns `Ok`; on an error nothing of it is.
@@ -137,15 +166,23 @@ impl Database {
         write: impl Fn(&Connection) -> rusqlite::Result<T> + Send + 'static,
         committed: impl FnOnce(&T) + Send + 'static,
     ) -> Result<T> {
-        self.inner.health.refuse_damaged()?;
-        self.inner.writer.write(write, committed).await
+        let inner = match &self.place {
+            Place::File(inner) => inner,
+            Place::Memory(inline) => return inline.write(write, committed),
+        };
+        inner.health.refuse_damaged()?;
+        inner.writer.write(write, committed).await
     }
 
     /// Runs `read` on a snapshot of what is committed.
     pub async fn read<T: Send + 'static>(&self, read: impl FnOnce(&Connection) -> rusqlite::Result<T> + Send + 'static) -> Result<T> {
-        let inner = Arc::clone(&self.inner);
+        let inner = match &self.place {
+            Place::File(inner) => Arc::clone(inner),
+            Place::Memory(inline) => return inline.read(read),
+        };
         let closed = || Error::new(ErrorKind::Unavailable, "the database is closed");
-        let _permit = self.inner.reading.acquire().await.map_err(|_| closed())?;
+        let reading = Arc::clone(&inner);
+        let _permit = reading.reading.acquire().await.map_err(|_| closed())?;
         let outcome = tokio::task::spawn_blocking(move || {
             let lock = || inner.readers.lock().unwrap_or_else(PoisonError::into_inner);
             let connection = lock().pop();
@@ -160,7 +197,7 @@ impl Database {
         if let Err(error) = &read
             && matches!(error.sqlite_error_code(), Some(ErrorCode::DatabaseCorrupt | ErrorCode::NotADatabase))
         {
-            self.inner.health.failed(ErrorKind::Corrupt, &error.to_string());
+            reading.health.failed(ErrorKind::Corrupt, &error.to_string());
         }
         read.map_err(sql("reading"))
     }
@@ -178,7 +215,7 @@ impl Database {
     /// # Errors
     /// `Full` when the disk has less than the reserve left: what was accepted needs it.
     pub fn refuse_new(&self) -> Result<()> {
-        if self.inner.space.is_short() {
+        if self.file().is_some_and(|file| file.space.is_short()) {
             return Err(Error::new(ErrorKind::Full, "the disk of the data folder has less than backend.reserve left, and new runs are refused"));
         }
         Ok(())
@@ -187,7 +224,7 @@ impl Database {
     /// # Errors
     /// `Full` when half of the reserve is gone: those in progress need it to end.
     pub fn refuse_starting(&self) -> Result<()> {
-        if self.inner.space.is_nearly_gone() {
+        if self.file().is_some_and(|file| file.space.is_nearly_gone()) {
             return Err(Error::new(ErrorKind::Full, "the disk of the data folder has less than half of backend.reserve left, and no run is started"));
         }
         Ok(())

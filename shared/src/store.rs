@@ -9,6 +9,7 @@
 mod draft;
 pub mod firestore;
 pub(crate) mod hub;
+mod operations;
 pub mod sqlite;
 
 use std::time::Duration;
@@ -19,10 +20,18 @@ use tokio::sync::watch;
 
 use crate::clock::Timestamp;
 use crate::error::{Error, Result};
-use crate::ids::{AgentName, ConversationId, RunId, UserId, WorkerId};
+use crate::ids::{AgentName, ConversationId, DeadLetterId, RunId, UserId, WorkerId};
 use crate::retry::RetryPolicy;
 use crate::run::{AttemptOutcome, Run, RunEvent, Waiting, WaitingReason};
 use crate::state::Finished;
+
+pub use operations::{DeadLetter, DeadLetterReason, Stray, WorkerReport};
+
+/// How long a worker that says nothing any more is shown.
+pub const WORKERS_SHOWN: Duration = Duration::from_secs(3600);
+
+/// No message lives longer: Pub/Sub keeps one for seven days.
+pub(crate) const MESSAGES_LIVE: Duration = Duration::from_secs(8 * 24 * 3600);
 
 /// Places in the line are counted this far: nobody waits differently at a later one, and counting costs its length.
 pub const POSITION_MAX: u64 = 10_000;
@@ -42,6 +51,8 @@ pub struct StoreOptions {
     pub republish_after: Duration,
     /// When a lost attempt is tried again.
     pub retry: RetryPolicy,
+    /// Numbers from 0 to 1 that spread retries.
+    pub jitter: fn() -> f64,
 }
 
 impl Default for StoreOptions {
@@ -53,6 +64,7 @@ impl Default for StoreOptions {
             retention: Duration::from_secs(30 * 24 * 3600),
             republish_after: Duration::from_secs(30),
             retry: RetryPolicy::default(),
+            jitter: rand::random,
         }
     }
 }
@@ -163,8 +175,10 @@ pub enum Claim {
     Claimed(Lease, Box<Run>),
     /// It may not start yet; whoever frees the way publishes it again.
     Waiting(WaitingReason),
-    /// There is nothing to do: finished, held by another worker, or unknown.
+    /// There is nothing to do: finished, held by another worker, or removed.
     Nothing,
+    /// No such run was ever accepted here, or it was removed long ago: the message belongs to the dead letters.
+    Unknown,
     /// Its queue time-to-live had passed; it is expired now, and these may start instead.
     Expired(Vec<RunId>),
 }
@@ -370,6 +384,28 @@ pub trait Store: Send + Sync + 'static {
 
     /// One bounded pass of repair: lost leases, passed time-to-lives, due retries, lost publishes, expired records.
     async fn sweep(&self) -> Result<Sweep>;
+
+    /// Puts a message aside that leads nowhere. The same one again changes nothing.
+    async fn quarantine(&self, stray: Stray) -> Result<()>;
+
+    /// What was put aside and is not redriven yet, the newest first: messages by [`Store::quarantine`], and the runs that
+    /// were given up.
+    async fn dead_letters(&self, after: Option<&str>, limit: u32) -> Result<Result<Page<DeadLetter>, BadCursor>>;
+
+    /// One dead letter, redriven or not.
+    async fn dead_letter(&self, id: &DeadLetterId) -> Result<Option<DeadLetter>>;
+
+    /// Notes that `run` was made of a dead letter. The first one stays. `None` when there is no such letter.
+    async fn redriven(&self, id: &DeadLetterId, run: &RunId) -> Result<Option<DeadLetter>>;
+
+    /// Keeps what a worker says of itself.
+    async fn report_worker(&self, report: WorkerReport) -> Result<()>;
+
+    /// Forgets a worker that has ended.
+    async fn forget_worker(&self, id: &WorkerId) -> Result<()>;
+
+    /// The workers that were heard of within [`WORKERS_SHOWN`], the oldest first.
+    async fn workers(&self) -> Result<Vec<WorkerReport>>;
 
     /// How many runs are where.
     async fn depth(&self) -> Result<Depth>;

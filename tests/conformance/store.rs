@@ -4,6 +4,7 @@ mod accept;
 mod ends;
 mod leases;
 mod lists;
+mod operations;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -227,6 +228,14 @@ macro_rules! store_suite {
                 a_deleted_conversation_is_gone_at_once,
                 a_cursor_of_another_hand_is_refused,
                 depth_counts_what_waits_and_what_runs,
+            );
+            store_suite!(@tests $fixture; operations:
+                a_run_that_was_given_up_is_a_dead_letter,
+                engine_faults_in_a_row_are_given_up,
+                a_stray_message_is_put_aside_once,
+                a_late_message_of_a_removed_run_is_no_stray,
+                a_conversation_goes_with_the_last_of_its_runs,
+                workers_are_listed_while_they_are_heard_of,
             );
         }
     };

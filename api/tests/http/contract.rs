@@ -233,6 +233,6 @@ async fn the_callers_trace_goes_with_the_message() {
     let submission = server.submission("ann", &json!({"message": "hello"})).header("traceparent", parent).header("tracestate", "vendor=1");
     assert_eq!(answer(submission).await.status, 202);
     let delivery = server.queue.receive().await.unwrap();
-    let trace: Vec<_> = delivery.message().trace.iter().map(|(key, value)| (key.as_str(), value.as_str())).collect();
+    let trace: Vec<_> = delivery.message().unwrap().trace.iter().map(|(key, value)| (key.as_str(), value.as_str())).collect();
     assert_eq!(trace, [("traceparent", parent), ("tracestate", "vendor=1")]);
 }

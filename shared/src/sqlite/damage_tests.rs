@@ -301,9 +301,9 @@ async fn a_lock_of_another_process_is_waited_for_then_told_and_passes() {
     assert!(begun.elapsed() >= BUSY_TIMEOUT);
     assert!(rows(&database).await.unwrap().is_empty(), "reading goes on");
     other.execute_batch("ROLLBACK").unwrap();
-    assert!(database.inner.health.is_in_doubt());
+    assert!(database.file().unwrap().health.is_in_doubt());
     database.ping().await.unwrap();
-    assert!(!database.inner.health.is_in_doubt(), "a ping that reached the disk ends the doubt");
+    assert!(!database.file().unwrap().health.is_in_doubt(), "a ping that reached the disk ends the doubt");
 }
 
 #[tokio::test]

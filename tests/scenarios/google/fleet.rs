@@ -188,6 +188,7 @@ async fn work(google: Google, agents: BTreeMap<quayside_shared::ids::AgentName, 
         queue: Arc::clone(&queue),
         runner: runner.clone(),
         live: live.clone(),
+        clock: Arc::new(SystemClock),
         due_earlier: Arc::clone(&retry_later),
     };
     let never = CancellationToken::new();
@@ -201,6 +202,7 @@ async fn work(google: Google, agents: BTreeMap<quayside_shared::ids::AgentName, 
         times: LeaseTimes { duration: LEASE, heartbeat: HEARTBEAT },
         live,
         hand_back: CancellationToken::new(),
+        preempted: CancellationToken::new(),
         retry_later,
     };
     consume(Arc::new(attempts), Slots::new(SLOTS), never, Duration::from_secs(5)).await;

@@ -42,8 +42,6 @@ pub(super) struct Topology {
     subscriptions: SubscriptionAdmin,
     /// To the topic of runs.
     pub(super) runs: Publisher,
-    /// To the topic of dead letters.
-    pub(super) buried: Publisher,
     ensured: Mutex<Option<Instant>>,
 }
 
@@ -74,7 +72,6 @@ impl Topology {
         let (topic, dead_letters) = (path("topics", &google.topic), path("topics", &google.dead_letter_topic));
         Ok(Self {
             runs: base.publisher(&topic).set_delay_threshold(GATHER).build(),
-            buried: base.publisher(&dead_letters).set_delay_threshold(GATHER).build(),
             topics: topics.build().await.map_err(failed)?,
             subscriptions: subscriptions.build().await.map_err(failed)?,
             subscription: path("subscriptions", &google.subscription),

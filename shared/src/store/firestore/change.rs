@@ -50,10 +50,11 @@ impl FirestoreStore {
                 turn = Some(self.turn(&path, &tries).await?);
             }
             let mut line = tries.within(self.line(&run.record.run.user_id)).await?;
+            let before = run.record.run.status;
             match decide(&mut run.record, &line.record, self.now()) {
                 Decision::Leave(answer) => return Ok(Some((answer, run.record, line.record))),
                 Decision::Write(answer) => {
-                    if self.save(&mut run, &mut line).await? == Committed::Done {
+                    if self.save(before, &mut run, &mut line).await? == Committed::Done {
                         self.signal(&run.record.run);
                         return Ok(Some((answer, run.record, line.record)));
                     }
@@ -95,6 +96,7 @@ impl FirestoreStore {
             }
         });
         Ok(match decided.await? {
+            None if !self.was_removed(id).await? => Claim::Unknown,
             None | Some((Came::Nothing, ..)) => Claim::Nothing,
             Some((Came::Waiting(reason), ..)) => Claim::Waiting(reason),
             Some((Came::Expired, _, line)) => Claim::Expired(line.startable(&self.options, self.now())),
@@ -225,7 +227,7 @@ impl FirestoreStore {
     }
 
     pub(super) async fn release_run(&self, lease: &Lease, outcome: AttemptOutcome) -> Result<Fenced<Changed>> {
-        let jitter = rand::random();
+        let jitter = (self.options.jitter)();
         let decided = self.change(&lease.run_id, |record, _, now| {
             match state::release(&mut record.run, lease.epoch, outcome, &self.options.retry, jitter, now) {
                 Ok(()) => Decision::Write(Ok(())),
@@ -244,7 +246,7 @@ impl FirestoreStore {
 
     /// Takes a run away from a worker whose lease ran out. `None`: it was not so, or another sweeper did it.
     pub(super) async fn take_back(&self, id: &RunId) -> Result<Option<Changed>> {
-        let jitter = rand::random();
+        let jitter = (self.options.jitter)();
         let decided = self.change(id, |record, _, now| match state::lose_lease(&mut record.run, &self.options.retry, jitter, now) {
             Ok(()) => Decision::Write(true),
             Err(_) => Decision::Leave(false),
