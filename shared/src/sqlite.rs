@@ -92,6 +92,10 @@ impl Database {
     /// # Errors
     /// As [`Database::open`].
     pub fn open_with(folder: &Path, reserve: u64) -> Result<Self> {
+        Self::look_and_open(folder, reserve).map_err(|error| space::or_full(error, folder))
+    }
+
+    fn look_and_open(folder: &Path, reserve: u64) -> Result<Self> {
         let space = Space::new(folder, reserve);
         let mut folder = Folder::take(folder)?;
         let path = folder.database();

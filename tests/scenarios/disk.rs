@@ -1,9 +1,9 @@
 //! The disk of the data folder: full, failing, mounted for reading.
 
 use std::fs::File;
-use std::io::Write;
+use std::io::{Read, Write};
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
@@ -130,6 +130,35 @@ async fn a_disk_that_is_full_for_longer_than_the_lease_fences() {
     assert_eq!((&run["status"], &run["text"]), (&json!("completed"), &json!("begun\nended\n")), "{run}");
     assert_eq!(outcomes(&run), ["worker_lost", "finished"], "{run}");
     eventually("an empty host", || async { server.containers().is_empty().then_some(()) }).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_start_that_has_no_room_for_its_files_says_so() {
+    let (mut server, disk) = server(Options::default()).await;
+    let user = server.user("u");
+    let before = user.finished(&user.say("cat", "before").await).await;
+    server.kill();
+    // The index of the log is made anew, for which there is no room.
+    std::fs::remove_file(server.data_dir().join("quayside.db-shm")).unwrap();
+    disk.fill(0);
+    let mut start = server.command().arg("up").stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
+    let begun = Instant::now();
+    let status = loop {
+        match start.try_wait().unwrap() {
+            Some(status) => break status,
+            None if begun.elapsed() > Duration::from_secs(30) => {
+                start.kill().unwrap();
+                panic!("it started");
+            }
+            None => tokio::time::sleep(Duration::from_millis(20)).await,
+        }
+    };
+    let mut words = String::new();
+    start.stderr.take().unwrap().read_to_string(&mut words).unwrap();
+    assert!(status.code() == Some(1) && words.contains("is full") && words.contains("free some space"), "{words}");
+    disk.free();
+    server.restart().await;
+    assert_eq!(server.user("u").run(before["id"].as_str().unwrap()).await, before);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -7,6 +7,8 @@ use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
+use crate::error::{Error, ErrorKind};
+
 /// A look is kept for this long: under load it would be one for each submission.
 const KEPT: Duration = Duration::from_millis(100);
 
@@ -46,6 +48,20 @@ impl Space {
                 free
             }
         }
+    }
+}
+
+/// Without this much SQLite cannot even begin: it needs a log and an index beside the database.
+const NEEDED: u64 = 256 << 10;
+
+/// Says that the disk is full where SQLite tells it as one failure among many.
+pub(super) fn or_full(error: Error, folder: &Path) -> Error {
+    match free_bytes(folder) {
+        Ok(free) if free < NEEDED && error.kind() != ErrorKind::Corrupt => {
+            let words = format!("the disk of {} is full ({free} bytes are left); free some space and start again", folder.display());
+            Error::new(ErrorKind::Full, words).with_source(error)
+        }
+        _ => error,
     }
 }
 
