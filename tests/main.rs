@@ -6,6 +6,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test stops at the first surprise")]
 #![allow(missing_docs, unreachable_pub, reason = "nothing here is anybody's interface")]
 
+mod chaos;
 mod checker;
 mod conformance;
 mod hostile;
