@@ -39,6 +39,10 @@ impl OnDocker {
         Self { runner, instance, client }
     }
 
+    pub fn docker_runner(&self) -> &DockerRunner {
+        &self.runner
+    }
+
     /// The owner label of its containers.
     pub fn instance(&self) -> &str {
         &self.instance
@@ -85,7 +89,7 @@ impl OnDocker {
     }
 }
 
-fn python(program: &str) -> Vec<String> {
+pub fn python(program: &str) -> Vec<String> {
     ["python3", "-u", "-c", program].map(str::to_owned).to_vec()
 }
 
