@@ -61,9 +61,10 @@ pub fn summary(report: &Report) -> String {
 
 /// `Err` tells what is wrong and how to see it again.
 pub fn judged(report: &Report, backend: Backend) -> Result<(), String> {
-    let Report { seed, violations, leftovers, noise, logs, .. } = report;
+    let Report { seed, violations, leftovers, blamed, noise, logs, .. } = report;
     let mut wrong: Vec<String> = violations.iter().map(ToString::to_string).collect();
     wrong.extend(leftovers.as_ref().map(|left| format!("left on the host: {left}")));
+    wrong.extend(blamed.iter().map(|run| format!("a fault of ours ended it: {run}")));
     wrong.extend(noise.clone());
     if wrong.is_empty() {
         return Ok(());

@@ -43,6 +43,8 @@ enum Near {
 enum Far {
     Tcp(SocketAddr),
     Unix(PathBuf),
+    /// Whoever connects while nobody listens waits for the next who does.
+    Held(PathBuf),
 }
 
 impl Near {
@@ -59,6 +61,12 @@ impl Far {
         match self {
             Self::Tcp(address) => TcpStream::connect(address).await.map(no_delay),
             Self::Unix(path) => UnixStream::connect(path).await.map(|stream| Box::new(stream) as Box<dyn Stream>),
+            Self::Held(path) => loop {
+                if let Ok(stream) = UnixStream::connect(path).await {
+                    break Ok(Box::new(stream));
+                }
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            },
         }
     }
 }
@@ -74,6 +82,11 @@ impl Line {
     /// From the socket `near`, which is made, to the socket `far`.
     pub fn between(near: &Path, far: PathBuf) -> Self {
         Self::open(Near::Unix(UnixListener::bind(near).unwrap()), Far::Unix(far))
+    }
+
+    /// The same as systemd holds the engine's socket: to the near end the engine is only ever slow.
+    pub fn held(near: &Path, far: PathBuf) -> Self {
+        Self::open(Near::Unix(UnixListener::bind(near).unwrap()), Far::Held(far))
     }
 
     pub fn turn(&self, weather: Weather) {

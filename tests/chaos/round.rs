@@ -8,6 +8,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
+use quayside_shared::run::Status;
 use serde_json::Value;
 
 use super::client::{Clients, status_of};
@@ -54,6 +55,8 @@ pub struct Report {
     pub violations: Vec<Violation>,
     /// What is left on the host.
     pub leftovers: Option<String>,
+    /// Runs that ended as no agent ended them.
+    pub blamed: Vec<String>,
     /// What a process logged more often than a fault explains.
     pub noise: Option<String>,
     /// From a kill to the same run in another container, in milliseconds.
@@ -119,6 +122,7 @@ impl Round {
             leftovers,
             elsewhere: elsewhere(witnessed.iter().map(|(_, seen)| seen), &nemesis.deeds),
             containers: history.executions.len(),
+            blamed: history.finals.iter().filter_map(blamed).collect(),
             hit: witnessed.iter().filter(|(_, seen)| nemesis.deeds.kills.iter().any(|kill| is_hit(seen, kill))).count(),
             deeds: nemesis.deeds,
             drained,
@@ -155,6 +159,13 @@ async fn finals(clients: &Clients, history: &History) -> Vec<FinalRun> {
         }
     }
     finals
+}
+
+/// The agents do what they are told and have time: they complete, or are cancelled. Any other end is a fault of ours that
+/// the user was blamed for.
+fn blamed(run: &FinalRun) -> Option<String> {
+    let right = matches!(run.status, Status::Completed | Status::Cancelled) || !run.status.is_terminal();
+    (!right).then(|| format!("{}: {} ({:?}) after {:?}", run.id, run.status.as_str(), run.error, run.attempts))
 }
 
 /// Warnings of one kind by one process, many a second over the whole round: something spins.

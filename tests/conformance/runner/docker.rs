@@ -354,21 +354,6 @@ async fn a_volume_of_the_image_is_refused_before_the_start() {
 }
 
 #[tokio::test]
-async fn a_container_killed_by_somebody_else_is_reported() {
-    check(OnDocker::new(), async |fixture| {
-        let spec = fixture.spec(&Behaviour::Hang);
-        let mut sandbox = fixture.runner.launch(&spec).await.unwrap();
-        sandbox.send(Bytes::new()).unwrap();
-        fixture.client.kill_container(&OnDocker::name_of(&spec), None::<bollard::query_parameters::KillContainerOptions>).await.unwrap();
-        assert!(within(Duration::from_secs(10), "the end of the output", sandbox.next_output()).await.is_none());
-        let exit = sandbox.wait().await.unwrap();
-        assert_eq!((exit.code, exit.oom), (137, false));
-        sandbox.remove().await.unwrap();
-    })
-    .await;
-}
-
-#[tokio::test]
 async fn the_engine_names_its_versions() {
     let fixture = OnDocker::new();
     let description = fixture.runner.ping().await.unwrap().description;

@@ -12,6 +12,7 @@ use quayside_worker::runner::{Exit, Fault, FaultKind, Runner, Sandbox};
 use super::docker::{OnDocker, python};
 use super::{Behaviour, Fixture, check, within};
 use crate::chaos::engine::{Engine, Stop, docker_at};
+use crate::chaos::line::Line;
 
 const LIMIT: Duration = Duration::from_secs(40);
 /// Ends with 143 when it is told to end.
@@ -78,7 +79,10 @@ async fn stopped(live_restore: bool, how: Stop) {
     }
     let fixture = OnDocker::new();
     let mut engine = Engine::start(live_restore).await;
-    let host = format!("unix://{}", engine.socket().display());
+    // The runner must not be able to tell by a connection that is refused.
+    let near = engine.folder().join("held");
+    let _line = Line::held(&near, engine.socket());
+    let host = format!("unix://{}", near.display());
     let options = DockerOptions { host, instance: format!("stopped-{}", RunId::random()), runtime: None, uid_base: 100_000 };
     let runner = Arc::new(DockerRunner::connect(options).unwrap());
     runner.ping().await.unwrap();
@@ -90,8 +94,6 @@ async fn stopped(live_restore: bool, how: Stop) {
             (end, sandbox)
         }));
     }
-    // On connections that are open: an engine that stops answers on those to its end.
-    runner.ping().await.unwrap();
     engine.stop(how).await;
     engine.go_on().await;
     for end in ends {

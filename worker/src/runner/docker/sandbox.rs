@@ -173,6 +173,8 @@ impl Sandbox for DockerSandbox {
         let code = loop {
             tokio::select! {
                 code = &mut stopped => break code?,
+                // One that comes back may have kept its containers, and what they wrote meanwhile is lost.
+                gone = self.watched.engine_gone(), if !self.killed => return Err(gone),
                 _ = ticks.tick() => self.meter.sample(),
             }
         };

@@ -89,21 +89,30 @@ impl Watched {
     /// [`FaultKind::Engine`] when the engine went away meanwhile, or somebody ended the container through it.
     pub(super) async fn ended_by_itself(&self) -> Result<(), Fault> {
         let mut lives = self.watch.lives.subscribe();
-        let told = lives.wait_for(|lives| self.word(lives).is_some());
-        match tokio::time::timeout(BEHIND, told).await {
-            Ok(Ok(lives)) => self.word(&lives).unwrap_or(Ok(())),
-            // Nobody tells: the exit is all there is to go by.
-            Ok(Err(_)) | Err(_) => Ok(()),
+        // Where nobody tells, the exit is all there is to go by.
+        let _told_or_not = tokio::time::timeout(BEHIND, lives.wait_for(|lives| self.word(lives).is_some())).await.is_ok();
+        self.word(&lives.borrow()).unwrap_or(Ok(()))
+    }
+
+    /// Comes back when the engine has gone away since the container was created, and only then.
+    pub(super) async fn engine_gone(&self) -> Fault {
+        let mut lives = self.watch.lives.subscribe();
+        let broken = lives.wait_for(|lives| lives.breaks != self.breaks).await.is_ok();
+        if !broken {
+            // Never: the sender is ours.
+            std::future::pending::<()>().await;
         }
+        gone()
     }
 
     fn word(&self, lives: &Lives) -> Option<Result<(), Fault>> {
-        let fault = |sentence: &str| Some(Err(Fault::new(FaultKind::Engine, sentence)));
         if lives.breaks != self.breaks {
-            return fault("the container engine went away while the program ran");
+            return Some(Err(gone()));
         }
         match lives.by_id.get(&self.id) {
-            Some(Life { signalled: true, .. }) => fault("the program was ended through the container engine, and not by us"),
+            Some(Life { signalled: true, .. }) => {
+                Some(Err(Fault::new(FaultKind::Engine, "the program was ended through the container engine, and not by us")))
+            }
             Some(Life { ended: false, .. }) => None,
             // Made before anybody watched, or the engine tells no events.
             Some(_) | None => Some(Ok(())),
@@ -118,6 +127,10 @@ impl Drop for Watched {
             false
         });
     }
+}
+
+fn gone() -> Fault {
+    Fault::new(FaultKind::Engine, "the container engine went away while the program ran")
 }
 
 async fn follow(docker: Docker, instance: String, lives: watch::Sender<Lives>) {
