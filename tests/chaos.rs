@@ -15,6 +15,8 @@ pub mod installation;
 pub mod line;
 pub mod load;
 pub mod nemesis;
+#[cfg(test)]
+mod restarted;
 pub mod round;
 pub mod stage;
 pub mod witness;
