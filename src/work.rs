@@ -8,6 +8,7 @@ use std::time::Duration;
 use anyhow::Context;
 use futures::FutureExt;
 use quayside_api::Check;
+use quayside_shared::clock::SystemClock;
 use quayside_shared::config::Config;
 use quayside_shared::connect::Connected;
 use quayside_shared::error::chain;
@@ -38,6 +39,7 @@ pub(crate) async fn work(connected: Connected, runner: Arc<dyn Runner>, config: 
         queue: Arc::clone(&queue),
         runner: Arc::clone(&runner),
         live: live.clone(),
+        clock: Arc::new(SystemClock),
         due_earlier: Arc::clone(&retry_later),
     };
     // Before the first attempt, so that no slot's uid is shared with a container of an earlier life.

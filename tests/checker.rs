@@ -29,6 +29,8 @@ pub struct History {
     pub observations: Vec<Observation>,
     /// What the containers witnessed, outside the store.
     pub executions: Vec<Execution>,
+    /// What workers did with messages and leases, in that order, where it can be watched; empty where it cannot.
+    pub handled: Vec<Handled>,
     /// All runs as they are read after everything was healed and drained: also those that no client knows of.
     pub finals: Vec<FinalRun>,
 }
@@ -119,6 +121,30 @@ pub struct Execution {
     pub gone: Option<u64>,
     /// The worker died while the program ran: the attempt is lost, and counts.
     pub orphaned: bool,
+}
+
+/// Something that a worker did with a message or the lease of its run.
+#[derive(Debug, Clone)]
+pub struct Handled {
+    /// One life of a worker.
+    pub worker: String,
+    pub run: String,
+    /// Of the lease; 0 for messages.
+    pub epoch: u64,
+    pub what: Hand,
+}
+
+/// What a worker did.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Hand {
+    /// It took a message.
+    Received,
+    /// It acknowledged a message or gave it back.
+    LetGo,
+    /// It was given the lease.
+    Claimed,
+    /// It wrote the end of the attempt.
+    Written,
 }
 
 /// A run as the API tells it.
@@ -213,7 +239,7 @@ pub enum Promise {
     /// Nothing runs and nothing is stored that nobody submitted; nothing is cancelled that nobody cancelled.
     NothingUnexpected,
     /// User, conversation, message and reply of a run belong together, and nobody else sees them.
-    ToEachTheirOwn,
+    BelongsTogether,
     /// A status changes along the arrows of the contract, and no answer is older than the one before.
     LegalTransitions,
     /// A run of a conversation starts when its predecessors have ended.
@@ -224,6 +250,8 @@ pub enum Promise {
     CancelledIsGone,
     /// A cancellation that was accepted is not forgotten.
     CancelStands,
+    /// A worker lets a message go when the end of the attempt is written, and not before.
+    AcknowledgedLast,
     /// Attempts are recorded as what they were, and lost workers count up to the limit.
     AttemptsCounted,
     /// Every container is gone in the end.
@@ -272,6 +300,7 @@ pub fn check(history: &History, limits: &Limits) -> Vec<Violation> {
     case.cancels();
     case.observed();
     case.witnessed();
+    case.handled();
     case.finals();
     case.violations
 }

@@ -11,4 +11,5 @@ mod checker;
 mod conformance;
 mod hostile;
 mod scenarios;
+mod sim;
 mod support;

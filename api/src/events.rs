@@ -161,8 +161,9 @@ impl Follower {
                 return self.result().await;
             }
             tokio::select! {
-                _ = self.watch.changed() => {}
+                biased;
                 () = self.app.deps.drain.cancelled() => return None,
+                _ = self.watch.changed() => {}
                 () = tokio::time::sleep(HEARTBEAT) => return Some(Bytes::from_static(b":\n\n")),
             }
         }

@@ -33,7 +33,7 @@ mod tokens;
 mod trace;
 mod view;
 
-pub use router::{openapi, probes, router, router_with_keys};
+pub use router::{Prepared, openapi, probes, router, router_with_keys};
 pub use serve::serve;
 pub use tokens::KeySource;
 
@@ -79,19 +79,19 @@ struct App {
     deps: Deps,
     callers: auth::Callers,
     publisher: publish::Publisher,
-    page: page::Pages,
+    page: Arc<page::Pages>,
     streams: events::Streams,
     body_limit: usize,
 }
 
 impl App {
-    fn new(mut deps: Deps, keys: KeySource, document: &utoipa::openapi::OpenApi) -> Self {
+    fn new(mut deps: Deps, keys: KeySource, page: Arc<page::Pages>) -> Self {
         let callers = auth::Callers::new(&deps.config, keys);
         deps.checks.extend(callers.check());
         Self {
             callers,
             publisher: publish::Publisher::start(Arc::clone(&deps.queue)),
-            page: page::Pages::new(document, &deps.config),
+            page,
             streams: events::Streams::default(),
             body_limit: request::body_limit(&deps.config),
             deps,

@@ -50,20 +50,42 @@ pub fn router(deps: Deps) -> Router {
 
 /// [`router`] with tokens verified by the keys of another publisher than Google.
 pub fn router_with_keys(deps: Deps, keys: KeySource) -> Router {
-    let (router, mut document) = routes().split_for_parts();
-    describe_limits(&mut document, &deps.config);
-    auth::describe(&mut document, Some(deps.config.api.auth));
-    let app = Arc::new(App::new(deps, keys, &document));
-    let mut router = router.merge(pages()).fallback(edge::not_found).method_not_allowed_fallback(edge::method_not_allowed);
-    if let Some(cors) = edge::cors(&app.deps.config.api.cors_origins) {
-        router = router.layer(cors);
+    Prepared::new(&deps.config).router(deps, keys)
+}
+
+/// What routers of one configuration have in common. Making it costs milliseconds, making a router from it does not:
+/// for whoever makes them by the thousand, as a simulation of restarts does.
+pub struct Prepared {
+    routes: Router<Arc<App>>,
+    pages: Arc<page::Pages>,
+}
+
+impl Prepared {
+    /// Routes and pages for `config`.
+    #[must_use]
+    pub fn new(config: &Config) -> Self {
+        let (routes, mut document) = routes().split_for_parts();
+        describe_limits(&mut document, config);
+        auth::describe(&mut document, Some(config.api.auth));
+        let routes = routes.merge(pages()).fallback(edge::not_found).method_not_allowed_fallback(edge::method_not_allowed);
+        Self { routes, pages: Arc::new(page::Pages::new(&document, config)) }
     }
-    router.layer(from_fn_with_state(Arc::clone(&app), edge::edge)).with_state(app)
+
+    /// A router on `deps`, whose configuration must be the one this was prepared for. See [`router`].
+    pub fn router(&self, deps: Deps, keys: KeySource) -> Router {
+        let app = Arc::new(App::new(deps, keys, Arc::clone(&self.pages)));
+        let mut router = self.routes.clone();
+        if let Some(cors) = edge::cors(&app.deps.config.api.cors_origins) {
+            router = router.layer(cors);
+        }
+        router.layer(from_fn_with_state(Arc::clone(&app), edge::edge)).with_state(app)
+    }
 }
 
 /// `/livez`, `/readyz` and `/metrics` alone: for a process that answers nobody else. Must be called as [`router`] is.
 pub fn probes(deps: Deps) -> Router {
-    let app = Arc::new(App::new(deps, KeySource::default(), &openapi()));
+    let pages = Arc::new(page::Pages::new(&openapi(), &deps.config));
+    let app = Arc::new(App::new(deps, KeySource::default(), pages));
     Router::new()
         .route("/livez", get(service::livez))
         .route("/readyz", get(service::readyz))

@@ -169,8 +169,9 @@ async fn when_ended(app: &App, id: &RunId, wait: Duration) -> Result<Run> {
             return Ok(run);
         }
         tokio::select! {
-            () = end(&mut watch) => {}
+            biased;
             () = app.deps.drain.cancelled() => {}
+            () = end(&mut watch) => {}
             () = tokio::time::sleep_until(deadline.min(now + SAFETY_INTERVAL)) => {}
         }
     }

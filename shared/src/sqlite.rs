@@ -6,6 +6,8 @@
 //! and the failed write does not take its neighbours with it. `synchronous=FULL` makes the commit durable against power
 //! loss.
 
+mod inline;
+
 use std::fs::{File, TryLockError};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -17,6 +19,7 @@ use rusqlite_migration::{M, Migrations};
 use tokio::sync::{Semaphore, mpsc, oneshot};
 
 use crate::error::{Error, ErrorKind, Result};
+use inline::Inline;
 
 /// Every version of the schema, oldest first. Append only: a released step is never edited.
 fn migrations() -> Migrations<'static> {
@@ -79,7 +82,13 @@ where
 /// An open database file. Cheap to clone.
 #[derive(Debug, Clone)]
 pub struct Database {
-    inner: Arc<Inner>,
+    place: Place,
+}
+
+#[derive(Debug, Clone)]
+enum Place {
+    File(Arc<Inner>),
+    Memory(Arc<Inline>),
 }
 
 #[derive(Debug)]
@@ -135,13 +144,26 @@ impl Database {
         tokio::spawn(answer_groups(written));
         let checkpointer = Checkpointer::start(&path)?;
         thread("sqlite-writer", move || write_groups(&connection, writes, &answers, &checkpointer))?;
-        Ok(Self { inner: Arc::new(Inner { writer, readers: Mutex::new(readers), reading: Semaphore::new(READERS), path, _lock: lock }) })
+        let inner = Inner { writer, readers: Mutex::new(readers), reading: Semaphore::new(READERS), path, _lock: lock };
+        Ok(Self { place: Place::File(Arc::new(inner)) })
     }
 
-    /// The database file.
+    /// A new database in memory, with the same schema and no file, no threads and no groups: each call is done on the
+    /// caller's thread before it first suspends, so that a simulation can repeat it. It is gone with its last clone.
+    ///
+    /// # Errors
+    /// When there is no memory for it.
+    pub fn in_memory() -> Result<Self> {
+        Ok(Self { place: Place::Memory(Arc::new(Inline::open()?)) })
+    }
+
+    /// The database file; `:memory:` when there is none.
     #[must_use]
     pub fn path(&self) -> &Path {
-        &self.inner.path
+        match &self.place {
+            Place::File(inner) => &inner.path,
+            Place::Memory(_) => Path::new(":memory:"),
+        }
     }
 
     /// Runs `write` in the next group. What it wrote is durable when this returns `Ok`; on an error nothing of it is.
@@ -153,17 +175,25 @@ impl Database {
         write: impl Fn(&Connection) -> rusqlite::Result<T> + Send + 'static,
         committed: impl FnOnce(&T) + Send + 'static,
     ) -> Result<T> {
+        let inner = match &self.place {
+            Place::File(inner) => inner,
+            Place::Memory(inline) => return inline.write(write, committed),
+        };
         let (answer, answered) = oneshot::channel();
         let gone = || Error::new(ErrorKind::Unavailable, "the database writer has stopped");
-        self.inner.writer.send(Box::new(Command { write, committed, outcome: None, answer })).await.map_err(|_| gone())?;
+        inner.writer.send(Box::new(Command { write, committed, outcome: None, answer })).await.map_err(|_| gone())?;
         answered.await.map_err(|_| gone())?
     }
 
     /// Runs `read` on a snapshot of what is committed.
     pub async fn read<T: Send + 'static>(&self, read: impl FnOnce(&Connection) -> rusqlite::Result<T> + Send + 'static) -> Result<T> {
-        let inner = Arc::clone(&self.inner);
+        let inner = match &self.place {
+            Place::File(inner) => Arc::clone(inner),
+            Place::Memory(inline) => return inline.read(read),
+        };
         let closed = || Error::new(ErrorKind::Unavailable, "the database is closed");
-        let _permit = self.inner.reading.acquire().await.map_err(|_| closed())?;
+        let reading = Arc::clone(&inner);
+        let _permit = reading.reading.acquire().await.map_err(|_| closed())?;
         let outcome = tokio::task::spawn_blocking(move || {
             let lock = || inner.readers.lock().unwrap_or_else(PoisonError::into_inner);
             let connection = lock().pop();

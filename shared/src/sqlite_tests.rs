@@ -134,3 +134,16 @@ async fn a_database_from_the_future_is_refused() {
     };
     assert_eq!(error.kind(), ErrorKind::Corrupt);
 }
+
+#[tokio::test]
+async fn a_database_in_memory_writes_all_or_nothing_and_at_once() {
+    let database = Database::in_memory().unwrap();
+    assert_eq!(insert(&database, "one").await.unwrap(), 1);
+    let half_done = |db: &Connection| {
+        db.execute("INSERT INTO messages (run_id, trace) VALUES ('two', '{}')", [])?;
+        db.execute("INSERT INTO no_such_table VALUES (1)", [])
+    };
+    assert!(database.write(half_done, |_| panic!("nothing was committed")).await.is_err());
+    let mut counting = std::pin::pin!(count(&database));
+    assert_eq!(futures::FutureExt::now_or_never(&mut counting), Some(1));
+}

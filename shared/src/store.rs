@@ -40,6 +40,8 @@ pub struct StoreOptions {
     pub republish_after: Duration,
     /// When a lost attempt is tried again.
     pub retry: RetryPolicy,
+    /// Numbers from 0 to 1 that spread retries.
+    pub jitter: fn() -> f64,
 }
 
 impl Default for StoreOptions {
@@ -50,6 +52,7 @@ impl Default for StoreOptions {
             retention: Duration::from_secs(30 * 24 * 3600),
             republish_after: Duration::from_secs(30),
             retry: RetryPolicy::default(),
+            jitter: rand::random,
         }
     }
 }

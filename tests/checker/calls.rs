@@ -16,7 +16,7 @@ impl Case<'_> {
                     self.broken(Promise::NothingLost, id, format!("accepted, and still {} after the drain", run.status.as_str()));
                 }
                 Some(run) if run.message != submission.message => {
-                    self.broken(Promise::ToEachTheirOwn, id, format!("accepted for `{}`, and its message is `{}`", submission.message, run.message));
+                    self.broken(Promise::BelongsTogether, id, format!("accepted for `{}`, and its message is `{}`", submission.message, run.message));
                 }
                 Some(_) => {}
             }

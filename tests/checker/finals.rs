@@ -24,12 +24,12 @@ impl Case<'_> {
         let Some(cause) = self.cause(run).cloned() else { return };
         if (&run.user, &run.conversation) != (&cause.user, &cause.conversation) {
             let what = format!("submitted by {} in {}, and stored for {} in {}", cause.user, cause.conversation, run.user, run.conversation);
-            self.broken(Promise::ToEachTheirOwn, &run.id, what);
+            self.broken(Promise::BelongsTogether, &run.id, what);
         }
         let right = if run.status == Status::Completed { run.text == cause.reply } else { cause.reply.starts_with(&run.text) };
         if !right {
             let what = format!("{} with the reply `{}`, which should be `{}`", run.status.as_str(), run.text, cause.reply);
-            self.broken(Promise::ToEachTheirOwn, &run.id, what);
+            self.broken(Promise::BelongsTogether, &run.id, what);
         }
         if !run.status.is_terminal() {
             self.broken(Promise::NothingLost, &run.id, format!("still {} after the drain", run.status.as_str()));
@@ -42,10 +42,13 @@ impl Case<'_> {
         }
         let last = run.attempts.last();
         let epoch = last.filter(|attempt| attempt.outcome == Some(AttemptOutcome::Finished)).map(|attempt| attempt.number);
-        let ran =
-            self.executions.get(run.id.as_str()).into_iter().flatten().any(|execution| Some(execution.epoch) == epoch && execution.ended.is_some());
+        let mut executions = self.executions.get(run.id.as_str()).into_iter().flatten();
+        let ran = executions.any(|execution| {
+            Some(execution.epoch) == epoch && execution.ended.is_some_and(|ended| run.finished.is_some_and(|finished| ended <= finished))
+        });
         if !ran {
-            let what = format!("completed, and no container of its last attempt came to its end; attempts: {:?}", run.attempts);
+            let what =
+                format!("completed, and no container of its last attempt came to its end before {:?}; attempts: {:?}", run.finished, run.attempts);
             self.broken(Promise::CompletedRan, &run.id, what);
         }
     }

@@ -29,12 +29,12 @@ impl Case<'_> {
         let reply = self.cause(run).map(|cause| cause.reply.clone());
         for one in seen {
             if one.user != run.user {
-                self.broken(Promise::ToEachTheirOwn, id, format!("{} saw a run of {}", one.user, run.user));
+                self.broken(Promise::BelongsTogether, id, format!("{} saw a run of {}", one.user, run.user));
             }
             if let (Some(text), Some(reply)) = (&one.text, &reply)
                 && !reply.starts_with(text.as_str())
             {
-                self.broken(Promise::ToEachTheirOwn, id, format!("its reply was seen as `{text}` and should begin `{reply}`"));
+                self.broken(Promise::BelongsTogether, id, format!("its reply was seen as `{text}` and should begin `{reply}`"));
             }
         }
     }

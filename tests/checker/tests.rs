@@ -4,7 +4,10 @@ use std::collections::BTreeSet;
 
 use quayside_shared::run::{AttemptOutcome, Status};
 
-use super::{Cancel, Execution, FinalAttempt, FinalRun, History, Limits, Observation, Outcome, Promise, Seen, Strategy, Submission, check, promises};
+use super::{
+    Cancel, Execution, FinalAttempt, FinalRun, Hand, Handled, History, Limits, Observation, Outcome, Promise, Seen, Strategy, Submission, check,
+    promises,
+};
 
 const LIMITS: Limits = Limits { max_attempts: 3, engines_apart: false };
 
@@ -41,6 +44,10 @@ fn execution(run: &str, message: &str, epoch: u64, start: u64) -> Execution {
         gone: Some(start + 12),
         orphaned: false,
     }
+}
+
+fn handled(epoch: u64, what: Hand) -> Handled {
+    Handled { worker: "w".into(), run: "r1".into(), epoch, what }
 }
 
 fn ended(id: &str, message: &str, created: u64, attempts: Vec<FinalAttempt>) -> FinalRun {
@@ -94,6 +101,14 @@ fn good() -> History {
             Observation { text: Some("re: two".into()), ..streamed(Status::Completed, 9) },
             seen("r3", Status::Cancelling, 3, 340),
             seen("r3", Status::Cancelled, 9, 350),
+        ],
+        handled: vec![
+            handled(0, Hand::Received),
+            handled(1, Hand::Claimed),
+            handled(0, Hand::Received),
+            handled(0, Hand::LetGo),
+            handled(1, Hand::Written),
+            handled(0, Hand::LetGo),
         ],
         executions: vec![execution("r1", "one", 1, 102), lost, execution("r2", "two", 2, 202), killed],
         finals: vec![
@@ -210,15 +225,15 @@ fn a_cancellation_that_nobody_asked_for_is_unexpected() {
 
 #[test]
 fn what_is_anothers_is_told() {
-    breaks(Promise::ToEachTheirOwn, |history| history.finals[0].user = "bob".into());
-    breaks(Promise::ToEachTheirOwn, |history| history.finals[0].text = "re: two".into());
-    breaks(Promise::ToEachTheirOwn, |history| history.finals[2].text = "re: one".into());
-    breaks(Promise::ToEachTheirOwn, |history| history.executions[0].message = Some("two".into()));
-    breaks(Promise::ToEachTheirOwn, |history| history.executions[0].user = Some("bob".into()));
-    breaks(Promise::ToEachTheirOwn, |history| history.observations[0].user = "bob".into());
-    breaks(Promise::ToEachTheirOwn, |history| history.observations[1].text = Some("re: two".into()));
+    breaks(Promise::BelongsTogether, |history| history.finals[0].user = "bob".into());
+    breaks(Promise::BelongsTogether, |history| history.finals[0].text = "re: two".into());
+    breaks(Promise::BelongsTogether, |history| history.finals[2].text = "re: one".into());
+    breaks(Promise::BelongsTogether, |history| history.executions[0].message = Some("two".into()));
+    breaks(Promise::BelongsTogether, |history| history.executions[0].user = Some("bob".into()));
+    breaks(Promise::BelongsTogether, |history| history.observations[0].user = "bob".into());
+    breaks(Promise::BelongsTogether, |history| history.observations[1].text = Some("re: two".into()));
     let mixed_up = broken_by(|history| history.submissions[3].outcome = Outcome::Accepted("r1".into()));
-    assert!(mixed_up.contains(&Promise::ToEachTheirOwn));
+    assert!(mixed_up.contains(&Promise::BelongsTogether));
 }
 
 #[test]
@@ -258,6 +273,7 @@ fn runs_that_were_asked_for_at_once_have_no_order() {
 #[test]
 fn completed_without_an_end_is_told() {
     breaks(Promise::CompletedRan, |history| history.executions[2].ended = None);
+    breaks(Promise::CompletedRan, |history| history.executions[2].ended = Some(222));
     breaks(Promise::CompletedRan, |history| drop(history.executions.remove(0)));
 }
 
@@ -290,6 +306,18 @@ fn attempts_that_are_not_what_they_were_are_told() {
         history.cancels.remove(0);
         history.observations.truncate(8);
     });
+}
+
+#[test]
+fn a_message_that_is_let_go_too_early_is_told() {
+    breaks(Promise::AcknowledgedLast, |history| history.handled.swap(4, 5));
+    breaks(Promise::AcknowledgedLast, |history| drop(history.handled.remove(2)));
+    // Whoever has to take the lease for lost lets go.
+    let lost = broken_by(|history| {
+        history.handled.iter_mut().for_each(|one| one.run = "r2".into());
+        history.handled.swap(4, 5);
+    });
+    assert_eq!(lost, BTreeSet::new());
 }
 
 #[test]

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use quayside_shared::run::AttemptOutcome;
 
-use super::{Case, Execution, FinalRun, Promise};
+use super::{Case, Execution, FinalRun, Hand, Promise};
 
 impl Case<'_> {
     pub(super) fn witnessed(&mut self) {
@@ -35,12 +35,12 @@ impl Case<'_> {
             if let Some(user) = &execution.user
                 && *user != run.user
             {
-                self.broken(Promise::ToEachTheirOwn, &run.id, format!("it is {}'s, and its container was {user}'s", run.user));
+                self.broken(Promise::BelongsTogether, &run.id, format!("it is {}'s, and its container was {user}'s", run.user));
             }
             if let Some(message) = &execution.message
                 && *message != run.message
             {
-                self.broken(Promise::ToEachTheirOwn, &run.id, format!("its message is `{}`, and its container read `{message}`", run.message));
+                self.broken(Promise::BelongsTogether, &run.id, format!("its message is `{}`, and its container read `{message}`", run.message));
             }
             let attempt = run.attempts.iter().find(|attempt| attempt.number == execution.epoch);
             match attempt {
@@ -58,5 +58,34 @@ impl Case<'_> {
         if orphaned.len() > self.limits.max_attempts {
             self.broken(Promise::AttemptsCounted, &run.id, format!("{} workers died over it", orphaned.len()));
         }
+    }
+
+    /// While a worker holds a run it has a message of it in its hands; unless it had to take the lease for lost.
+    pub(super) fn handled(&mut self) {
+        let history = self.history;
+        let mut hands = BTreeMap::<(&str, &str), (u64, Option<u64>)>::new();
+        for one in &history.handled {
+            let (messages, lease) = hands.entry((&one.worker, &one.run)).or_default();
+            match one.what {
+                Hand::Received => *messages += 1,
+                Hand::LetGo => *messages = messages.saturating_sub(1),
+                Hand::Claimed => *lease = Some(one.epoch),
+                Hand::Written => *lease = None,
+            }
+            let (messages, lease) = (*messages, *lease);
+            if let (0, Some(epoch)) = (messages, lease)
+                && self.was_kept(&one.run, epoch)
+            {
+                let what = format!("{} had let its message go and held it as attempt {epoch}", one.worker);
+                self.broken(Promise::AcknowledgedLast, &one.run, what);
+                hands.remove(&(one.worker.as_str(), one.run.as_str()));
+            }
+        }
+    }
+
+    /// Whether the worker wrote the attempt's end itself.
+    fn was_kept(&self, run: &str, epoch: u64) -> bool {
+        let attempts = self.finals.get(run).map(|run| run.attempts.as_slice()).unwrap_or_default();
+        attempts.iter().any(|attempt| attempt.number == epoch && attempt.outcome != Some(AttemptOutcome::WorkerLost))
     }
 }

@@ -58,7 +58,14 @@ impl Worker {
             hand_back: CancellationToken::new(),
             retry_later: retry_later.clone(),
         };
-        let sweeper = Sweeper { store: store.clone(), queue: queue.clone(), runner: runner.clone(), live, due_earlier: retry_later };
+        let sweeper = Sweeper {
+            store: store.clone(),
+            queue: queue.clone(),
+            runner: runner.clone(),
+            live,
+            clock: Arc::new(SystemClock),
+            due_earlier: retry_later,
+        };
         tokio::spawn(sweeper.run(drain.clone()));
         let consuming = tokio::spawn(consume(Arc::new(attempts), Slots::new(2), drain.clone(), Duration::from_secs(2)));
         Self { store, queue, runner, drain, consuming, _folder: folder }

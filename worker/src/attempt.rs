@@ -151,6 +151,7 @@ impl Attempts {
                 Err(error) => {
                     tracing::warn!(run_id = %lease.run_id, error = %chain(&error), "the end of an attempt cannot be written, trying again");
                     tokio::select! {
+                        biased;
                         () = keeper.lost.cancelled() => {}
                         () = tokio::time::sleep(RETRY) => {}
                     }

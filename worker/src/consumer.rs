@@ -28,6 +28,7 @@ pub async fn consume(attempts: Arc<Attempts>, slots: Slots, drain: CancellationT
     metrics::gauge!(names::SLOTS).set(f64::from(slots.total()));
     loop {
         let slot = tokio::select! {
+            biased;
             () = drain.cancelled() => break,
             slot = slots.take() => slot,
         };
@@ -35,11 +36,13 @@ pub async fn consume(attempts: Arc<Attempts>, slots: Slots, drain: CancellationT
         // A worker without an engine takes no message: it would only give it back.
         if !*engine_ok.borrow_and_update() {
             tokio::select! {
+                biased;
                 () = drain.cancelled() => break,
                 () = until_it_answers(&*attempts.runner) => engine.send_replace(true),
             };
         }
         let delivery = tokio::select! {
+            biased;
             () = drain.cancelled() => break,
             delivery = attempts.queue.receive() => delivery,
         };
@@ -83,11 +86,12 @@ pub async fn consume(attempts: Arc<Attempts>, slots: Slots, drain: CancellationT
 }
 
 /// Probes the engine with growing pauses until it answers. `backoff` gives the pauses; there is no end to them, because
-/// without an engine there is nothing else to do.
+/// without an engine there is nothing else to do. No jitter: an engine has one worker.
 async fn until_it_answers(runner: &dyn Runner) {
     let pauses = backoff::ExponentialBackoffBuilder::new()
         .with_initial_interval(Duration::from_millis(250))
         .with_max_interval(Duration::from_secs(10))
+        .with_randomization_factor(0.0)
         .with_max_elapsed_time(None)
         .build();
     let probe = || async { runner.ping().await.map_err(backoff::Error::transient) };

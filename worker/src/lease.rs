@@ -58,6 +58,7 @@ async fn keep(
     let mut next = claimed + times.heartbeat;
     loop {
         tokio::select! {
+            biased;
             signal = watch.changed() => {
                 if signal.cancelling {
                     cancelling.cancel();

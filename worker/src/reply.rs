@@ -38,6 +38,7 @@ impl ReplyWriter {
                 let mut collected = String::new();
                 let open = loop {
                     tokio::select! {
+                        biased;
                         () = tokio::time::sleep_until(next) => break true,
                         more = texts.recv() => match more {
                             Some(more) => collected.push_str(&more),
@@ -93,6 +94,7 @@ async fn append(store: &dyn Store, lease: &Lease, written: &mut u64, text: &str,
             Err(error) => {
                 tracing::warn!(run_id = %lease.run_id, error = %chain(&error), "the reply cannot be written, trying again");
                 tokio::select! {
+                    biased;
                     () = lost.cancelled() => {}
                     () = tokio::time::sleep(RETRY) => {}
                 }

@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use quayside_shared::clock::{Clock, SystemClock};
+use quayside_shared::clock::Clock;
 use quayside_shared::error::chain;
 use quayside_shared::queue::Queue;
 use quayside_shared::store::Store;
@@ -36,6 +36,8 @@ pub struct Sweeper {
     pub runner: Arc<dyn Runner>,
     /// Containers in use.
     pub live: LiveContainers,
+    /// The store's: what is due is told in its time.
+    pub clock: Arc<dyn Clock>,
     /// Notified when something became due earlier than the last pass could know.
     pub due_earlier: Arc<Notify>,
 }
@@ -66,9 +68,10 @@ impl Sweeper {
             }
             let pause = if clean { self.pass().await } else { INTERVAL };
             tokio::select! {
+                biased;
                 () = drain.cancelled() => break,
-                () = tokio::time::sleep(pause) => {}
                 () = self.due_earlier.notified() => {}
+                () = tokio::time::sleep(pause) => {}
             }
         }
     }
@@ -82,7 +85,7 @@ impl Sweeper {
                 }
                 publish(&*self.queue, sweep.wake, &BTreeMap::new()).await;
                 self.observe_depth().await;
-                let now = SystemClock.now();
+                let now = self.clock.now();
                 sweep.next_at.map_or(INTERVAL, |at| at.since(now)).clamp(SHORTEST, INTERVAL)
             }
             Err(error) => {
@@ -95,7 +98,7 @@ impl Sweeper {
     async fn observe_depth(&self) {
         if let Ok(depth) = self.store.depth().await {
             metrics::gauge!(names::QUEUE_DEPTH).set(depth.queued as f64);
-            let age = depth.oldest_queued_at.map_or(Duration::ZERO, |at| SystemClock.now().since(at));
+            let age = depth.oldest_queued_at.map_or(Duration::ZERO, |at| self.clock.now().since(at));
             metrics::gauge!(names::QUEUE_AGE_SECONDS).set(age.as_secs_f64());
         }
     }

@@ -53,7 +53,7 @@ impl SqliteStore {
     }
 
     fn context(&self) -> Context {
-        Context { now: self.clock.now(), options: self.options, jitter: rand::random() }
+        Context { now: self.clock.now(), options: self.options, jitter: (self.options.jitter)() }
     }
 
     /// Signals, after the commit, what a write did to runs.

@@ -188,6 +188,7 @@ async fn work(google: Google, agents: BTreeMap<quayside_shared::ids::AgentName, 
         queue: Arc::clone(&queue),
         runner: runner.clone(),
         live: live.clone(),
+        clock: Arc::new(SystemClock),
         due_earlier: Arc::clone(&retry_later),
     };
     let never = CancellationToken::new();

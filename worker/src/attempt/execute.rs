@@ -28,6 +28,9 @@ const EXIT_GRACE: Duration = Duration::from_secs(2);
 /// A cancellation waits this long for a launch that is under way; an ordinary one takes a few hundred milliseconds.
 const LAUNCH_GRACE: Duration = Duration::from_secs(5);
 
+/// What a failed launch may have left behind is looked for this long, before the run goes to another attempt.
+const CLEAN_UP: Duration = Duration::from_secs(5);
+
 /// Why a conversation with a container was broken off.
 enum Interrupt {
     LeaseLost,
@@ -65,7 +68,12 @@ impl Attempts {
         let spec = LaunchSpec { agent: agent.clone(), run_id: run.id.clone(), epoch: lease.epoch, slot: slot.number() };
         let mut sandbox = match self.launch(&spec, keeper).await {
             Ok(Ok(sandbox)) => sandbox,
-            Ok(Err(fault)) => return (launch_failed(run, &fault), None),
+            Ok(Err(fault)) => {
+                if matches!(fault.kind(), FaultKind::Engine | FaultKind::Misuse) {
+                    self.clean_up(run, announced, keeper, Some(Instant::now() + CLEAN_UP)).await;
+                }
+                return (launch_failed(run, &fault), None);
+            }
             Err(interrupt) => return (self.abandon(interrupt, run, announced, keeper).await, None),
         };
         let started = Instant::now();
@@ -118,19 +126,25 @@ impl Attempts {
 
     /// Ends an attempt whose launch was abandoned: what it may have made is removed before anything is said.
     async fn abandon(&self, interrupt: Interrupt, run: &Run, announced: Announced, keeper: &LeaseKeeper) -> Ending {
-        drop(announced);
-        while let Err(fault) = self.runner.sweep(&|key| self.live.contains(key)).await {
-            tracing::warn!(run_id = %run.id, error = %chain(&fault), "an abandoned launch cannot be cleaned up, trying again");
-            if keeper.lost.is_cancelled() {
-                break;
-            }
-            tokio::time::sleep(RETRY).await;
-        }
+        self.clean_up(run, announced, keeper, None).await;
         match interrupt {
             Interrupt::LeaseLost => Ending::LeaseLost,
             Interrupt::HandBack => Ending::Released(AttemptOutcome::Drained),
             Interrupt::Cancelled => Ending::Finished(finished(AttemptOutcome::Cancelled, None), None),
             Interrupt::TimedOut => Ending::Finished(finished(AttemptOutcome::TimedOut, None), None),
+        }
+    }
+
+    /// Removes what a launch that came to nothing may have made all the same, so that nobody calls the run cancelled while
+    /// it lives. Tries until it is done, the lease is lost, or `until`: an engine that stays away must not keep the run.
+    async fn clean_up(&self, run: &Run, announced: Announced, keeper: &LeaseKeeper, until: Option<Instant>) {
+        drop(announced);
+        while let Err(fault) = self.runner.sweep(&|key| self.live.contains(key)).await {
+            tracing::warn!(run_id = %run.id, error = %chain(&fault), "a launch that came to nothing cannot be cleaned up");
+            if keeper.lost.is_cancelled() || until.is_some_and(|until| Instant::now() >= until) {
+                break;
+            }
+            tokio::time::sleep(RETRY).await;
         }
     }
 

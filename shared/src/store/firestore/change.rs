@@ -225,7 +225,7 @@ impl FirestoreStore {
     }
 
     pub(super) async fn release_run(&self, lease: &Lease, outcome: AttemptOutcome) -> Result<Fenced<Changed>> {
-        let jitter = rand::random();
+        let jitter = (self.options.jitter)();
         let decided = self.change(&lease.run_id, |record, _, now| {
             match state::release(&mut record.run, lease.epoch, outcome, &self.options.retry, jitter, now) {
                 Ok(()) => Decision::Write(Ok(())),
@@ -244,7 +244,7 @@ impl FirestoreStore {
 
     /// Takes a run away from a worker whose lease ran out. `None`: it was not so, or another sweeper did it.
     pub(super) async fn take_back(&self, id: &RunId) -> Result<Option<Changed>> {
-        let jitter = rand::random();
+        let jitter = (self.options.jitter)();
         let decided = self.change(id, |record, _, now| match state::lose_lease(&mut record.run, &self.options.retry, jitter, now) {
             Ok(()) => Decision::Write(true),
             Err(_) => Decision::Leave(false),

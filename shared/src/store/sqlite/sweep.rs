@@ -1,6 +1,8 @@
 //! One bounded pass of repair. Level-triggered: it looks at what is, not at what happened, so that a pass that was
 //! missed costs time and nothing else.
 
+use std::collections::HashSet;
+
 use rusqlite::{Connection, OptionalExtension, params};
 
 use super::Context;
@@ -36,8 +38,9 @@ pub(super) fn sweep(db: &Connection, context: &Context) -> rusqlite::Result<(Swe
     }
     sweep.wake.extend(retries_due(db, context)?);
     sweep.wake.extend(unpublished(db, context)?);
-    sweep.wake.sort();
-    sweep.wake.dedup();
+    // Each once, and those first that have been due for longest.
+    let mut known = HashSet::new();
+    sweep.wake.retain(|id| known.insert(id.clone()));
     sweep.removed = remove_expired(db, context)?;
     sweep.next_at = next_at(db)?;
     Ok((sweep, runs))
