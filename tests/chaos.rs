@@ -15,7 +15,6 @@ pub mod installation;
 pub mod line;
 pub mod load;
 pub mod nemesis;
-#[cfg(test)]
 mod restarted;
 pub mod round;
 pub mod stage;

@@ -2,7 +2,7 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "it stops at the first surprise")]
 #![allow(missing_docs, unreachable_pub, reason = "nothing here is anybody's interface")]
-#![allow(dead_code, reason = "the supports are those of tests/main.rs, and much of them is for other tests")]
+#![allow(dead_code, unused_imports, reason = "the supports are those of tests/main.rs, and much of them is for other tests")]
 
 mod chaos;
 mod checker;

@@ -24,6 +24,7 @@ command = ["sh", "-s"]
 input = "text"
 output = "text"
 memory = "64MiB"
+timeout = "1h"
 "#;
 
 /// How an installation is set up.

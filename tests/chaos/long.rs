@@ -146,8 +146,8 @@ async fn rounds(arguments: &Arguments, stage: &mut Stage, lines: &mut Vec<String
         "{name}: {played} rounds from seed {first}, {runs} runs in {containers} containers, {faults} faults, {kills} processes killed over {hit} running containers: {} lost, {} doubled, {} wrong-user, {} other broken promises, {blamed} failed for our faults; {leftovers} rounds left something; slowest drain {slowest:.1?}",
         count(Promise::NothingLost),
         count(Promise::NothingDoubled),
-        count(Promise::ToEachTheirOwn),
-        broken.iter().filter(|(promise, _)| !matches!(promise, Promise::NothingLost | Promise::NothingDoubled | Promise::ToEachTheirOwn)).map(|(_, count)| count).sum::<usize>(),
+        count(Promise::BelongsTogether),
+        broken.iter().filter(|(promise, _)| !matches!(promise, Promise::NothingLost | Promise::NothingDoubled | Promise::BelongsTogether)).map(|(_, count)| count).sum::<usize>(),
     ));
     // No bar here: many a kill is followed by another fault.
     recovered(lines, &format!("{name}, lease 4 s, among all faults"), times, u64::MAX);
