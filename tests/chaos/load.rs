@@ -60,8 +60,8 @@ fn request(user: &str, conversation: &str, number: usize, dice: &mut Dice) -> (R
     let token = format!("{user} {conversation} {number}");
     let kind = dice.below(100);
     let (agent, message, reply) = match kind {
-        0..60 => ("cat", format!("{token}: äöü\n\0end"), format!("{token}: äöü\n\0end")),
-        60..88 => ("sh", format!("echo {token}; sleep 0.{}; echo done", dice.below(9)), format!("{token}\ndone\n")),
+        0..44 => ("cat", format!("{token}: äöü\n\0end"), format!("{token}: äöü\n\0end")),
+        44..88 => ("sh", format!("echo {token}; sleep {}.{}; echo done", dice.below(3), dice.below(10)), format!("{token}\ndone\n")),
         _ => ("sh", format!("echo {token}; sleep 12; echo late"), format!("{token}\nlate\n")),
     };
     let key = format!("{conversation}-{number}");
