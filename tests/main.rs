@@ -8,6 +8,7 @@
 #![allow(clippy::print_stdout, reason = "tests print the figures they saw")]
 #![allow(missing_docs, unreachable_pub, reason = "nothing here is anybody's interface")]
 
+mod chaos;
 mod checker;
 mod conformance;
 mod hostile;
