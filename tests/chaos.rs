@@ -8,6 +8,7 @@
 pub mod client;
 pub mod dice;
 pub mod disk;
+mod document;
 pub mod engine;
 pub mod fleet;
 pub mod host;
