@@ -16,8 +16,10 @@ use super::attempts::{Worker, agent};
 use crate::support::eventually;
 
 const LEASE: Duration = Duration::from_secs(1);
-/// What a real engine needs on a busy machine.
-const KILL: Duration = Duration::from_millis(700);
+/// Longer than the sweeper's longest pause, so that it is due at once when it wakes up.
+const FROZEN: Duration = Duration::from_millis(5200);
+/// Not over when the process wakes up, even if it had begun before.
+const KILL: Duration = Duration::from_secs(6);
 
 /// A runner whose kills take a while, and how many of its programs live.
 struct Slow(Arc<ScriptedRunner>, Alive);
@@ -84,7 +86,7 @@ async fn worker() -> (Worker, Alive) {
 
 /// Everything in this process, as SIGSTOP does: the test's runtime has one thread.
 fn freeze() {
-    std::thread::sleep(LEASE * 2);
+    std::thread::sleep(FROZEN);
 }
 
 #[tokio::test]
