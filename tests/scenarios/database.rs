@@ -60,7 +60,7 @@ async fn a_longer_lock_is_told_and_passes() {
     assert_eq!((&run["text"], run["attempts"].as_array().unwrap().len()), (&json!("begun\nended\n"), 1), "{run}");
     assert_eq!(user.finished(&user.say("cat", "after").await).await["text"], "after");
     eventually("a green readiness", || async { Some(user.get("/readyz").send().await.unwrap()).filter(|answer| answer.status() == 200) }).await;
-    assert!(server.logged().contains("database is locked"), "in the log, in SQLite's words");
+    assert!(server.log_text().contains("database is locked"), "in the log, in SQLite's words");
 }
 
 /// Refused writes, a readiness that names the store, one line in the log; reading and the process go on.
@@ -78,9 +78,9 @@ async fn assert_closed(server: &Server, known: &Value) {
     for _ in 0..5 {
         assert_eq!(say(&user).await.0, 503, "it stays closed");
     }
-    let said = server.logged().lines().filter(|line| line.contains("nothing more is written to it")).count();
+    let said = server.log_text().lines().filter(|line| line.contains("nothing more is written to it")).count();
     assert_eq!(said, 1, "once, at error");
-    assert!(server.logged().contains("quayside restore FILE"));
+    assert!(server.log_text().contains("quayside restore FILE"));
     assert_eq!(user.get("/livez").send().await.unwrap().status(), 200);
     assert_eq!(&user.run(known["id"].as_str().unwrap()).await["id"], &known["id"], "reading goes on");
 }

@@ -100,7 +100,7 @@ async fn a_full_disk_refuses_keeps_and_recovers() {
     }
     assert_not_ready(&user).await;
     assert_eq!(user.run(before["id"].as_str().unwrap()).await, before, "reading goes on");
-    eventually("a write that failed", || async { server.logged().contains("the disk of the data folder is full").then_some(()) }).await;
+    eventually("a write that failed", || async { server.log_text().contains("the disk of the data folder is full").then_some(()) }).await;
     // Longer than the attempt takes: its end waits for room.
     tokio::time::sleep(Duration::from_secs(5).saturating_sub(filled.elapsed())).await;
     assert_eq!(user.run(&running).await["status"], "in_progress");
@@ -110,7 +110,7 @@ async fn a_full_disk_refuses_keeps_and_recovers() {
     assert_eq!(outcomes(&run), ["finished"], "its lease was kept: {run}");
     ready_again(&user).await;
     assert_eq!(user.finished(&user.say("cat", "after").await).await["text"], "after");
-    let log = server.logged();
+    let log = server.log_text();
     assert_eq!(log.matches("the disk of the data folder is full; free some space").count(), 1, "said once, not with every write");
     assert_eq!(log.matches("the database is written again").count(), 1);
 }
@@ -123,7 +123,7 @@ async fn a_disk_that_is_full_for_longer_than_the_lease_fences() {
     user.says(&running, "begun").await;
     let container = server.containers();
     disk.fill(0);
-    eventually("a lost lease", || async { server.logged().contains("the lease was lost").then_some(()) }).await;
+    eventually("a lost lease", || async { server.log_text().contains("the lease was lost").then_some(()) }).await;
     eventually("a killed container", || async { (!docker(&["ps", "-aq", "--no-trunc"]).contains(&container[0])).then_some(()) }).await;
     disk.free();
     let run = user.finished(&running).await;
@@ -179,9 +179,9 @@ async fn the_reserve_is_for_what_was_accepted() {
     disk.fill(300 << 10);
     assert_refused(&user).await;
     assert_eq!(outcomes(&user.finished(&second).await), ["finished"]);
-    eventually("a refused start", || async { server.logged().contains("no run is started").then_some(()) }).await;
+    eventually("a refused start", || async { server.log_text().contains("no run is started").then_some(()) }).await;
     assert_eq!(user.run(&third).await["status"], "queued");
-    assert!(!server.logged().contains("the disk of the data folder is full; free"), "no write failed");
+    assert!(!server.log_text().contains("the disk of the data folder is full; free"), "no write failed");
     disk.free();
     assert_eq!(user.finished(&third).await["status"], "completed");
     ready_again(&user).await;

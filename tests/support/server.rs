@@ -175,11 +175,6 @@ impl Server {
         command
     }
 
-    /// What was logged so far.
-    pub fn logged(&self) -> String {
-        std::fs::read_to_string(&self.log).unwrap()
-    }
-
     fn spawn(&mut self) {
         self.urls.clear();
         let apis: &[&str] = if self.on == Backend::Embedded { &["up"] } else { &["api", "api"] };
