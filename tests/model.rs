@@ -23,6 +23,7 @@ const FAULTS: u8 = 2;
 /// Reached only when something is wrong with the model, or the machine does something else.
 const TIMEOUT: Duration = Duration::from_secs(300);
 
+#[expect(clippy::disallowed_methods, reason = "a switch of this test alone")]
 fn faults() -> u8 {
     std::env::var("QUAYSIDE_MODEL_FAULTS").map_or(FAULTS, |number| number.parse().expect("QUAYSIDE_MODEL_FAULTS is a small number"))
 }
