@@ -80,8 +80,8 @@ struct Leftover {
 }
 
 impl Attempts {
-    /// Handles one delivery. The slot is free again when this returns, and its container is gone.
-    pub async fn deliver(&self, delivery: Box<dyn Delivery>, slot: Slot) -> Delivered {
+    /// Handles one delivery in a slot, whose container is gone when this returns.
+    pub async fn deliver(&self, delivery: Box<dyn Delivery>, slot: &Slot) -> Delivered {
         let (run_id, trace) = match delivery.message() {
             Ok(message) => (message.run_id.clone(), message.trace.clone()),
             Err(undecodable) => {
@@ -118,7 +118,7 @@ impl Attempts {
         };
         metrics::histogram!(names::PICKUP_SECONDS).record(Duration::from_millis(run.usage.queue_millis.unwrap_or(0)).as_secs_f64());
         let keeper = LeaseKeeper::start(Arc::clone(&self.store), lease.clone(), watch, self.times, claimed);
-        let (ending, leftover) = self.execute(&run, &lease, &keeper, &slot, claimed).await;
+        let (ending, leftover) = self.execute(&run, &lease, &keeper, slot, claimed).await;
         let engine_fault = matches!(ending, Ending::Released(AttemptOutcome::EngineFault));
         match self.record(&lease, ending, &keeper).await {
             Ok(changed) => {
