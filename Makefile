@@ -1,6 +1,6 @@
 # Two commands matter to a newcomer: `make run` and `make test`. Both install what is missing and say what they do.
 .DEFAULT_GOAL := help
-.PHONY: help run run-google compose test bench image images fmt lint clean-containers
+.PHONY: help run run-google compose test bench chaos image images fmt lint clean-containers
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-18s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -19,6 +19,9 @@ test: ## Set up and run every check
 
 bench: ## Measure against the replaced design (ARGS="..." go to tests/bench/run.sh)
 	@exec tests/bench/run.sh $(ARGS)
+
+chaos: ## Kill, freeze, cut off and fill up real processes by seed, with figures (ARGS="..." go to tests/chaos/run.sh; --help)
+	@exec tests/chaos/run.sh $(ARGS)
 
 image: ## Build the agent image (ARGS=--fresh builds it anew)
 	@infra/dev/docker.sh && infra/agents/build.sh $(ARGS)

@@ -36,10 +36,49 @@ pub(crate) enum Command {
     Worker,
     /// Check configuration, database, container engine and images, and say what to do
     Doctor,
+    /// Copy the database to one file, also of a running server (embedded backend)
+    Backup(BackupArguments),
+    /// Put a copy in the place of the database, and keep what was there (embedded backend, stopped server)
+    Restore(RestoreArguments),
     /// Send a message, wait, and print the reply as it comes
     Submit(SubmitArguments),
+    /// List what no worker will try again by itself, and try it again
+    DeadLetters(DeadLettersArguments),
     /// Print the OpenAPI document
     Openapi,
+}
+
+#[derive(Debug, Clone, Args)]
+pub(crate) struct DeadLettersArguments {
+    #[command(subcommand)]
+    pub(crate) command: DeadLetterCommand,
+    /// Where the API is
+    #[arg(long, global = true, env = "QUAYSIDE_URL", default_value = "http://127.0.0.1:8080")]
+    pub(crate) url: String,
+    /// The server's admin key [default: api.admin_key of the configuration, or the one beside the embedded data]
+    #[arg(long, global = true, env = "QUAYSIDE_ADMIN_KEY", hide_env_values = true, value_name = "KEY")]
+    pub(crate) admin_key: Option<String>,
+    /// Print JSON, one object a line
+    #[arg(long, global = true)]
+    pub(crate) json: bool,
+}
+
+#[derive(Debug, Clone, Subcommand)]
+pub(crate) enum DeadLetterCommand {
+    /// List them, the newest first
+    List,
+    /// Show one
+    Show {
+        /// The id of its run, or `msg_...`
+        #[arg(value_name = "ID")]
+        id: String,
+    },
+    /// Try the runs again: each becomes a new run of the same message
+    Redrive {
+        /// Ids of runs that were given up
+        #[arg(value_name = "RUN_ID", required = true)]
+        ids: Vec<String>,
+    },
 }
 
 #[derive(Debug, Clone, Default, Args)]
@@ -48,6 +87,23 @@ pub(crate) struct ServeArguments {
     /// behind a proxy that sets the header itself
     #[arg(long)]
     pub(crate) dangerously_trust_user_header_from_anyone: bool,
+}
+
+#[derive(Debug, Clone, Args)]
+pub(crate) struct BackupArguments {
+    /// Where the copy goes; must not be there yet
+    #[arg(value_name = "FILE")]
+    pub(crate) file: PathBuf,
+    /// Take what can still be read of a damaged database; the server must be stopped
+    #[arg(long)]
+    pub(crate) salvage: bool,
+}
+
+#[derive(Debug, Clone, Args)]
+pub(crate) struct RestoreArguments {
+    /// A file that `quayside backup` made
+    #[arg(value_name = "FILE")]
+    pub(crate) file: PathBuf,
 }
 
 #[derive(Debug, Args)]

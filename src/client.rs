@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use anyhow::{Context, bail};
 use futures::StreamExt;
+use quayside_shared::config::Secret;
 use serde_json::Value;
 
 /// Talks to one server as one user.
@@ -12,6 +13,7 @@ pub(crate) struct Client {
     http: reqwest::Client,
     url: String,
     user: String,
+    bearer: Option<Secret>,
 }
 
 /// One server-sent event.
@@ -25,15 +27,28 @@ pub(crate) struct ServerEvent {
 impl Client {
     pub(crate) fn new(url: &str, user: &str) -> anyhow::Result<Self> {
         let http = reqwest::Client::builder().connect_timeout(Duration::from_secs(5)).build().context("preparing the HTTP client")?;
-        Ok(Self { http, url: url.trim_end_matches('/').to_owned(), user: user.to_owned() })
+        Ok(Self { http, url: url.trim_end_matches('/').to_owned(), user: user.to_owned(), bearer: None })
+    }
+
+    /// The same, with a key.
+    pub(crate) fn with_bearer(self, key: &Secret) -> Self {
+        Self { bearer: Some(key.clone()), ..self }
     }
 
     pub(crate) fn post(&self, path: &str) -> reqwest::RequestBuilder {
-        self.http.post(format!("{}{path}", self.url)).header("X-User-Id", &self.user)
+        self.as_user(self.http.post(format!("{}{path}", self.url)))
     }
 
     pub(crate) fn get(&self, path: &str) -> reqwest::RequestBuilder {
-        self.http.get(format!("{}{path}", self.url)).header("X-User-Id", &self.user)
+        self.as_user(self.http.get(format!("{}{path}", self.url)))
+    }
+
+    fn as_user(&self, request: reqwest::RequestBuilder) -> reqwest::RequestBuilder {
+        let request = request.header("X-User-Id", &self.user);
+        match &self.bearer {
+            Some(key) => request.bearer_auth(key.expose()),
+            None => request,
+        }
     }
 
     /// Sends a request; an answer that is no success becomes an error in the server's own words.

@@ -1,14 +1,17 @@
 //! `quayside doctor`: what works here, what does not, and what to do about it.
 
+use std::io::Write;
 use std::process::ExitCode;
+use std::time::{Duration, Instant};
 
 use quayside_shared::config::{BackendKind, Config};
 use quayside_shared::connect::{Connected, connect};
 use quayside_shared::error::chain;
-use quayside_shared::sqlite::Database;
+use quayside_shared::sqlite::examine::{Found, examine, room};
+
+use crate::backup::{runs, size};
 
 /// Checks one thing after the other and prints a line for each.
-#[expect(clippy::print_stdout, reason = "the table is the command's output")]
 pub(crate) async fn run(config: Config) -> anyhow::Result<ExitCode> {
     let mut healthy = true;
     let mut row = |name: &str, outcome: Result<String, String>| {
@@ -19,11 +22,23 @@ pub(crate) async fn run(config: Config) -> anyhow::Result<ExitCode> {
                 ("FAIL", text)
             }
         };
-        println!("{mark}  {name:<14} {text}");
+        // Who reads only the first lines (`| head`) has closed the pipe.
+        let _ = writeln!(std::io::stdout(), "{mark}  {name:<14} {text}");
     };
     row("configuration", Ok(format!("{} agents, {:?} backend", config.agents.len(), config.backend.kind)));
     match config.backend.kind {
-        BackendKind::Embedded => row("database", database(&config)),
+        BackendKind::Embedded => {
+            row("data folder", data_folder(&config));
+            match examine(&config.backend.data_dir) {
+                Ok(found) => {
+                    row("database", Ok(database(&found)));
+                    if found.contents.is_some() {
+                        row("integrity", integrity(found).await);
+                    }
+                }
+                Err(error) => row("database", Err(chain(&error))),
+            }
+        }
         BackendKind::Google => match connect(&config, None).await {
             Ok(Connected { queue, store }) => {
                 row("firestore", store.ping().await.map(|()| config.google.project_id.clone()).map_err(|error| chain(&error)));
@@ -51,9 +66,46 @@ pub(crate) async fn run(config: Config) -> anyhow::Result<ExitCode> {
     Ok(if healthy { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
-fn database(config: &Config) -> Result<String, String> {
-    match Database::open(&config.backend.data_dir) {
-        Ok(database) => Ok(format!("{} opens and has today's schema", database.path().display())),
-        Err(error) => Err(chain(&error)),
+/// A large file takes a while to read: how often that is said.
+const STILL_CHECKING: Duration = Duration::from_secs(5);
+
+fn data_folder(config: &Config) -> Result<String, String> {
+    let folder = config.backend.data_dir.display();
+    let (free, reserve) = (room(&config.backend.data_dir).map_err(|error| chain(&error))?, config.backend.reserve.bytes());
+    if free < reserve {
+        return Err(format!(
+            "{folder} has {} left, less than backend.reserve = {}: new runs are refused; free some space, or shorten limits.retention",
+            size(free),
+            size(reserve)
+        ));
+    }
+    Ok(format!("{folder} has {} left; the last {} of it are for runs that were accepted", size(free), size(reserve)))
+}
+
+fn database(found: &Found) -> String {
+    let Some(contents) = &found.contents else { return format!("none yet; the first start makes {}", found.database.display()) };
+    let schema = match contents.schema {
+        schema if schema < found.newest_schema => format!("schema {schema}, which the next start brings to {}", found.newest_schema),
+        schema => format!("schema {schema}"),
+    };
+    let served = if found.served { "; a server is running on it" } else { "" };
+    let (all, bytes) = (runs(contents.runs), size(contents.bytes));
+    format!("{}: {schema}, {all}, {} of them unfinished, {bytes}{served}", found.database.display(), contents.unfinished)
+}
+
+/// Every page. Says on standard error that it still lives.
+async fn integrity(found: Found) -> Result<String, String> {
+    let begun = Instant::now();
+    let mut check = tokio::task::spawn_blocking(move || found.check());
+    loop {
+        match tokio::time::timeout(STILL_CHECKING, &mut check).await {
+            Ok(Ok(outcome)) => {
+                return outcome
+                    .map(|()| format!("every page and index fits ({:.1} s)", begun.elapsed().as_secs_f64()))
+                    .map_err(|error| chain(&error));
+            }
+            Ok(Err(_panicked)) => return Err("the check broke off".to_owned()),
+            Err(_elapsed) => eprintln!("      still reading the database ({:.0} s)", begun.elapsed().as_secs_f64()),
+        }
     }
 }

@@ -1,7 +1,10 @@
 //! The one binary: everything on one machine (`up`), the parts apart (`api`, `worker`), and the client commands.
 
+mod admin_key;
+mod backup;
 mod cli;
 mod client;
+mod dead_letters;
 mod doctor;
 mod instance;
 mod listening;
@@ -29,6 +32,12 @@ async fn main() -> ExitCode {
         Command::Api(arguments) => with_config(&cli, |config| serve::api(config, arguments.clone())).await,
         Command::Worker => with_config(&cli, serve::worker).await,
         Command::Doctor => with_config(&cli, doctor::run).await,
+        Command::DeadLetters(arguments) => match &arguments.admin_key {
+            Some(key) => dead_letters::run_with_key(arguments, key).await,
+            None => with_config(&cli, |config| async move { dead_letters::run_with_config(arguments, &config).await }).await,
+        },
+        Command::Backup(arguments) => with_config(&cli, |config| backup::backup(config, arguments.clone())).await,
+        Command::Restore(arguments) => with_config(&cli, |config| backup::restore(config, arguments.clone())).await,
         Command::Openapi => print_openapi(),
     };
     match outcome {

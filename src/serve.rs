@@ -11,7 +11,9 @@ use quayside_shared::connect::{Connected, connect};
 use quayside_shared::shutdown::Shutdown;
 use quayside_shared::telemetry::MetricsHandle;
 use tokio::net::TcpListener;
+use tokio_util::sync::CancellationToken;
 
+use crate::admin_key;
 use crate::cli::ServeArguments;
 use crate::instance::Instance;
 use crate::listening::announce;
@@ -34,15 +36,22 @@ pub(crate) async fn up(config: Config, arguments: ServeArguments) -> anyhow::Res
     let listener = listen(config.api.bind).await?;
     let address = listener.local_addr().context("asking for the bound address")?;
     let digests = ImageDigests::default();
-    let deps = deps(&connected, &config, &metrics, vec![engine_check(&runner)], &digests, &shutdown);
-    let api = quayside_api::serve(listener, quayside_api::router(deps), shutdown.drain.clone(), shutdown.stop.clone());
+    let deps = deps(&connected, &config, &metrics, vec![engine_check(&runner)], &digests, &shutdown)?;
+    // Up to the end of the drain, so that readiness is seen to go red and clients can read what running attempts say.
+    let drained = CancellationToken::new();
+    let api = quayside_api::serve(listener, quayside_api::router(deps), drained.clone(), shutdown.stop.clone());
     tokio::spawn(follow_digests(Arc::clone(&runner), Arc::clone(&config), digests));
     let worker = tokio::spawn(work(connected, runner, Arc::clone(&config), shutdown.clone()));
     announce(address, &config);
     until_drained(&shutdown, async {
-        let served = api.await.context("serving HTTP");
-        worker.await.context("the worker panicked")?;
-        served
+        let worked = async {
+            let worked = worker.await;
+            drained.cancel();
+            worked
+        };
+        let (served, worked) = tokio::join!(api, worked);
+        worked.context("the worker panicked")?;
+        served.context("serving HTTP")
     })
     .await
 }
@@ -59,7 +68,7 @@ pub(crate) async fn api(config: Config, arguments: ServeArguments) -> anyhow::Re
     let connected = connect(&config, None).await?;
     let listener = listen(config.api.bind).await?;
     let address = listener.local_addr().context("asking for the bound address")?;
-    let deps = deps(&connected, &config, &metrics, Vec::new(), &ImageDigests::default(), &shutdown);
+    let deps = deps(&connected, &config, &metrics, Vec::new(), &ImageDigests::default(), &shutdown)?;
     let api = quayside_api::serve(listener, quayside_api::router(deps), shutdown.drain.clone(), shutdown.stop.clone());
     announce(address, &config);
     until_drained(&shutdown, async { api.await.context("serving HTTP") }).await
@@ -79,9 +88,9 @@ pub(crate) async fn worker(config: Config) -> anyhow::Result<ExitCode> {
         Some(bind) => {
             let listener = listen(bind).await?;
             tracing::info!(address = %listener.local_addr().context("asking for the bound address")?, "probes and metrics");
-            let deps = deps(&connected, &config, &metrics, vec![engine_check(&runner)], &ImageDigests::default(), &shutdown);
+            let deps = deps(&connected, &config, &metrics, vec![engine_check(&runner)], &ImageDigests::default(), &shutdown)?;
             // Up to the end of the drain, so that readiness is seen to go red.
-            let drained = tokio_util::sync::CancellationToken::new();
+            let drained = CancellationToken::new();
             let serving = quayside_api::serve(listener, quayside_api::probes(deps), drained.clone(), shutdown.stop.clone());
             Some((tokio::spawn(serving), drained))
         }
@@ -118,6 +127,7 @@ fn anybody_could_be_anybody(config: &Config, arguments: &ServeArguments) -> Opti
 
 fn begin(config: Config) -> anyhow::Result<(Arc<Config>, Shutdown, MetricsHandle)> {
     let shutdown = Shutdown::on_signals().context("listening for signals")?;
+    survive_file_limits().context("listening for signals")?;
     let metrics = quayside_shared::telemetry::install_metrics().context("installing the metrics recorder")?;
     let upkeep = metrics.clone();
     tokio::spawn(async move {
@@ -128,6 +138,14 @@ fn begin(config: Config) -> anyhow::Result<(Arc<Config>, Shutdown, MetricsHandle
         }
     });
     Ok((Arc::new(config), shutdown, metrics))
+}
+
+/// A file that may not grow any more (`ulimit -f`) is the failure of a write, not the end of the process.
+fn survive_file_limits() -> std::io::Result<()> {
+    const SIGXFSZ: i32 = 25;
+    let mut exceeded = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::from_raw(SIGXFSZ))?;
+    tokio::spawn(async move { while exceeded.recv().await.is_some() {} });
+    Ok(())
 }
 
 async fn listen(bind: std::net::SocketAddr) -> anyhow::Result<TcpListener> {
@@ -143,19 +161,20 @@ fn deps(
     checks: Vec<Check>,
     digests: &ImageDigests,
     shutdown: &Shutdown,
-) -> Deps {
+) -> anyhow::Result<Deps> {
     let metrics = metrics.clone();
-    Deps {
+    Ok(Deps {
         store: Arc::clone(&connected.store),
         queue: Arc::clone(&connected.queue),
         config: Arc::clone(config),
         metrics: Some(Arc::new(move || metrics.render())),
         image_digests: Arc::clone(digests),
+        admin_key: admin_key::take(config)?,
         checks,
         // With tokens a page of another origin gets nothing by reaching us under its own name.
         loopback_hosts_only: config.api.auth == Auth::Header && config.api.bind.ip().is_loopback(),
         drain: shutdown.drain.clone(),
-    }
+    })
 }
 
 async fn until_drained(shutdown: &Shutdown, drained: impl Future<Output = anyhow::Result<()>>) -> anyhow::Result<ExitCode> {

@@ -20,10 +20,18 @@ macro_rules! on_both {
 use on_both;
 
 mod attempts;
+mod backup;
 mod cancel;
 mod command_line;
+mod database;
+mod dead_letters;
+mod disk;
+mod drain;
 mod faults;
 mod google;
 mod order;
+mod overload;
+mod preemption;
 mod replies;
+mod retention;
 mod verdicts;

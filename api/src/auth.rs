@@ -6,8 +6,9 @@ use axum::extract::FromRequestParts;
 use http::HeaderMap;
 use http::header::AUTHORIZATION;
 use http::request::Parts;
-use quayside_shared::config::{Auth, Config};
+use quayside_shared::config::{Auth, Config, Secret};
 use quayside_shared::ids::UserId;
+use sha2::{Digest, Sha256};
 use utoipa::openapi::path::{Operation, PathItem};
 use utoipa::openapi::security::{ApiKey, ApiKeyValue, HttpAuthScheme, HttpBuilder, SecurityRequirement, SecurityScheme};
 use utoipa::openapi::{Components, OpenApi};
@@ -19,12 +20,30 @@ use crate::{App, Check};
 /// The header that is believed in the `header` mode.
 pub(crate) const USER_HEADER: &str = "x-user-id";
 
-/// The two security schemes of the document.
+/// The users' two security schemes of the document.
 const USER_SCHEME: &str = "user";
 const TOKEN_SCHEME: &str = "token";
+/// And the operators'. Their routes say so themselves.
+const ADMIN_SCHEME: &str = "admin";
 
 /// The same words whatever is wrong with a token: they help its owner, not who forges one. The log has the cause.
 const REFUSED: &str = "this token is not accepted; sign in again and send a fresh Firebase ID token as `Authorization: Bearer <token>`";
+
+const ADMIN_KEY: &str = "this needs the admin key, as `Authorization: Bearer <key>`";
+const NO_ADMIN_KEY: &str = "this server has no admin key; set api.admin_key and start it again";
+
+/// The key of the operators, kept as a digest: comparing digests tells nobody how much of a guess was right.
+pub(crate) struct AdminKey([u8; 32]);
+
+impl AdminKey {
+    pub(crate) fn new(key: &Secret) -> Self {
+        Self(Sha256::digest(key.expose().as_bytes()).into())
+    }
+
+    fn is(&self, sent: &str) -> bool {
+        self.0 == <[u8; 32]>::from(Sha256::digest(sent.as_bytes()))
+    }
+}
 
 /// The user on whose behalf the request is answered.
 pub(crate) struct Caller(pub(crate) UserId);
@@ -62,6 +81,23 @@ impl Callers {
             futures::FutureExt::boxed(async move { tokens.ready().await })
         };
         Some(Check { name: "tokens", check: Arc::new(check) })
+    }
+
+    /// Whether the admin key came with the request.
+    ///
+    /// # Errors
+    /// 401 when there is none, or nobody we know sent another one; 403 when a user did.
+    pub(crate) async fn admit_admin(&self, headers: &HeaderMap, key: Option<&AdminKey>) -> Result<()> {
+        if !headers.contains_key(AUTHORIZATION) {
+            return Err(ApiError::BadToken(ADMIN_KEY));
+        }
+        if let (Some(key), Ok(sent)) = (key, bearer(headers))
+            && key.is(sent)
+        {
+            return Ok(());
+        }
+        self.identify(headers).await.map_err(|_| ApiError::BadToken(ADMIN_KEY))?;
+        Err(ApiError::Forbidden(if key.is_some() { ADMIN_KEY } else { NO_ADMIN_KEY }))
     }
 
     async fn identify(&self, headers: &HeaderMap) -> Result<UserId> {
@@ -114,16 +150,25 @@ pub(crate) fn describe(document: &mut OpenApi, auth: Option<Auth>) {
         None => &[USER_SCHEME, TOKEN_SCHEME],
     };
     let components = document.components.get_or_insert_with(Components::new);
-    for scheme in schemes {
+    for scheme in schemes.iter().chain(&[ADMIN_SCHEME]) {
         components.add_security_scheme(*scheme, described(scheme));
     }
     let requirements: Vec<_> = schemes.iter().map(|scheme| SecurityRequirement::new(*scheme, [""; 0])).collect();
-    for operation in document.paths.paths.values_mut().flat_map(operations).filter(|operation| operation.security.is_some()) {
+    for operation in document.paths.paths.values_mut().flat_map(operations).filter(|operation| is_of_users(operation)) {
         operation.security = Some(requirements.clone());
     }
 }
 
+fn is_of_users(operation: &Operation) -> bool {
+    let admins = SecurityRequirement::new(ADMIN_SCHEME, [""; 0]);
+    operation.security.as_ref().is_some_and(|needed| !needed.contains(&admins))
+}
+
 fn described(scheme: &str) -> SecurityScheme {
+    if scheme == ADMIN_SCHEME {
+        let text = "The server's admin key: api.admin_key, or the file admin.key in the data folder of the embedded backend.";
+        return SecurityScheme::Http(HttpBuilder::new().scheme(HttpAuthScheme::Bearer).description(Some(text)).build());
+    }
     if scheme == USER_SCHEME {
         let header = ApiKeyValue::with_description("X-User-Id", "1 to 128 visible ASCII characters; believed as it is, on loopback only");
         return SecurityScheme::ApiKey(ApiKey::Header(header));

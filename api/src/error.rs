@@ -28,6 +28,8 @@ pub(crate) const NOT_READY: StatusCode = StatusCode::SERVICE_UNAVAILABLE;
 const RETRY_SOON: u64 = 2;
 /// Seconds after which a user's queue may have room again.
 const RETRY_QUOTA: u64 = 5;
+/// Seconds after which somebody may have repaired the store.
+const RETRY_REPAIRED: u64 = 60;
 /// A detail repeats what the client sent only this far.
 const DETAIL_MAX_CHARS: usize = 400;
 const FIELD_MAX_CHARS: usize = 100;
@@ -73,6 +75,8 @@ pub(crate) enum ApiError {
     Unauthenticated(&'static str),
     #[error("{0}")]
     BadToken(&'static str),
+    #[error("{0}")]
+    Forbidden(&'static str),
     #[error("there is nothing here, or it is not yours")]
     NotFound,
     #[error("this route does not know the method")]
@@ -83,6 +87,8 @@ pub(crate) enum ApiError {
     KeyReused,
     #[error("an earlier run of the conversation is not finished, and multitaskStrategy is `reject`")]
     ConversationBusy,
+    #[error("there is no run to try again: the message named none, or the run was removed")]
+    NothingToRedrive,
     #[error("the body must be at most {limit} bytes")]
     BodyTooLarge { limit: usize },
     #[error("{0}")]
@@ -93,7 +99,9 @@ pub(crate) enum ApiError {
     TooManyStreams { limit: u32 },
     #[error("the server is going down; try again")]
     Draining,
-    #[error("the store does not accept this now; try again")]
+    #[error("more runs are waiting than this service takes; try again later")]
+    Overloaded,
+    #[error("{}", in_words(.0.kind()))]
     Store(#[source] Error),
     #[error("something went wrong on our side")]
     Internal(&'static str),
@@ -119,6 +127,8 @@ impl ApiError {
             Self::InvalidHeader { .. } => (StatusCode::BAD_REQUEST, "invalid_header", None),
             Self::BrokenBody(_) => (StatusCode::BAD_REQUEST, "invalid_body", None),
             Self::Unauthenticated(_) | Self::BadToken(_) => (StatusCode::UNAUTHORIZED, "unauthenticated", None),
+            Self::Forbidden(_) => (StatusCode::FORBIDDEN, "forbidden", None),
+            Self::NothingToRedrive => (StatusCode::CONFLICT, "nothing_to_redrive", None),
             Self::NotFound => (StatusCode::NOT_FOUND, "not_found", None),
             Self::MethodNotAllowed => (StatusCode::METHOD_NOT_ALLOWED, "method_not_allowed", None),
             Self::BodyTooSlow => (StatusCode::REQUEST_TIMEOUT, "request_timeout", None),
@@ -129,9 +139,12 @@ impl ApiError {
             Self::KeyReused => (StatusCode::UNPROCESSABLE_ENTITY, "idempotency_key_reused", None),
             Self::QueueFull { .. } | Self::TooManyStreams { .. } => (StatusCode::TOO_MANY_REQUESTS, "rate_limited", Some(RETRY_QUOTA)),
             Self::Draining => (StatusCode::SERVICE_UNAVAILABLE, "overloaded", Some(RETRY_SOON)),
+            Self::Overloaded => (StatusCode::SERVICE_UNAVAILABLE, "overloaded", Some(RETRY_QUOTA)),
             Self::Store(error) => match error.kind() {
-                ErrorKind::Unavailable | ErrorKind::Full => (StatusCode::SERVICE_UNAVAILABLE, "overloaded", Some(RETRY_SOON)),
-                ErrorKind::Corrupt | ErrorKind::Internal => (StatusCode::INTERNAL_SERVER_ERROR, "internal", None),
+                ErrorKind::Unavailable => (StatusCode::SERVICE_UNAVAILABLE, "overloaded", Some(RETRY_SOON)),
+                ErrorKind::Full => (StatusCode::SERVICE_UNAVAILABLE, "overloaded", Some(RETRY_QUOTA)),
+                ErrorKind::Corrupt => (StatusCode::SERVICE_UNAVAILABLE, "overloaded", Some(RETRY_REPAIRED)),
+                ErrorKind::Internal => (StatusCode::INTERNAL_SERVER_ERROR, "internal", None),
             },
             Self::Internal(_) => (StatusCode::INTERNAL_SERVER_ERROR, "internal", None),
         }
@@ -144,18 +157,27 @@ impl ApiError {
             Self::UnsupportedMediaType(_) => Some("Content-Type".to_owned()),
             Self::KeyReused => Some("Idempotency-Key".to_owned()),
             Self::Unauthenticated(_) => Some("X-User-Id".to_owned()),
-            Self::BadToken(_) => Some("Authorization".to_owned()),
+            Self::BadToken(_) | Self::Forbidden(_) => Some("Authorization".to_owned()),
             _ => None,
         }
     }
 
-    fn detail(&self, status: StatusCode) -> Cow<'static, str> {
+    fn detail(&self) -> Cow<'static, str> {
         match self {
             Self::InvalidRequest { detail, .. } | Self::InvalidJson(detail) => shortened(detail, DETAIL_MAX_CHARS).into(),
             Self::InvalidHeader { detail, .. } => detail.clone(),
-            Self::Store(_) if status == StatusCode::INTERNAL_SERVER_ERROR => "something went wrong on our side".into(),
             other => other.to_string().into(),
         }
+    }
+}
+
+/// What a client is told of a fault of the store: the rest is for the log.
+const fn in_words(kind: ErrorKind) -> &'static str {
+    match kind {
+        ErrorKind::Unavailable => "the store does not answer now; try again",
+        ErrorKind::Full => "the store has no room for more; what was accepted goes on; try again later",
+        ErrorKind::Corrupt => "the store is damaged and takes nothing until it is repaired; try again later",
+        ErrorKind::Internal => "something went wrong on our side",
     }
 }
 
@@ -178,6 +200,10 @@ impl From<SubmitError> for ApiError {
             SubmitError::KeyReused => Self::KeyReused,
             SubmitError::ConversationBusy => Self::ConversationBusy,
             SubmitError::QueueFull { limit } => Self::QueueFull { limit },
+            SubmitError::Overloaded { limit } => {
+                tracing::debug!(limit, "a submission was refused: the queue is full");
+                Self::Overloaded
+            }
             SubmitError::Store(error) => Self::Store(error),
         }
     }
@@ -186,13 +212,14 @@ impl From<SubmitError> for ApiError {
 impl IntoResponse for ApiError {
     fn into_response(self) -> Response {
         match &self {
-            Self::Store(error) => tracing::error!(error = %chain(error), "a request failed in the store"),
+            Self::Store(error) if error.kind() == ErrorKind::Internal => tracing::error!(error = %chain(error), "a request failed in the store"),
+            Self::Store(error) => tracing::warn!(error = %chain(error), "the store did not take a request"),
             Self::Internal(what) => tracing::error!(error = what, "a request failed"),
             _ => {}
         }
         let (status, code, retry_after) = self.parts();
         let title = status.canonical_reason().unwrap_or("Error").into();
-        let problem = ProblemView { kind: "about:blank", title, status: status.as_u16(), detail: self.detail(status), code, field: self.field() };
+        let problem = ProblemView { kind: "about:blank", title, status: status.as_u16(), detail: self.detail(), code, field: self.field() };
         let mut headers = HeaderMap::with_capacity(2);
         headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/problem+json"));
         if let Some(seconds) = retry_after {
@@ -235,6 +262,10 @@ problems! {
     BadRequest = BAD_REQUEST, "`invalid_header`, `invalid_json`, `invalid_body`: a header is wrong, or the body cannot be read";
     /// Of every route of a user.
     Unauthenticated = UNAUTHORIZED, "`unauthenticated`: no identity, or a bad one", "WWW-Authenticate": String, "`Bearer`, where a token is asked for";
+    /// Of every route of operators.
+    Forbidden = FORBIDDEN, "`forbidden`: the admin key is missing or wrong";
+    /// Of redriving.
+    NothingToRedrive = CONFLICT, "`nothing_to_redrive`: the message named no run, or the run was removed";
     /// Of every route of a thing.
     NotFound = NOT_FOUND, "`not_found`: it is not there, or it is another user's";
     /// Of routes with a body.
@@ -250,7 +281,7 @@ problems! {
     /// Of routes with a quota.
     RateLimited = TOO_MANY_REQUESTS, "`rate_limited`: over one of the user's quotas", "Retry-After": Integer, "Seconds until another try may succeed";
     /// Of every route that touches the store.
-    Overloaded = SERVICE_UNAVAILABLE, "`overloaded`: the store does not answer, or the server is going down", "Retry-After": Integer, "Seconds until another try may succeed";
+    Overloaded = SERVICE_UNAVAILABLE, "`overloaded`: too many runs wait, the store does not answer or is full, or the server is going down", "Retry-After": Integer, "Seconds until another try may succeed";
     /// Of every route that touches the store.
     Failed = INTERNAL_SERVER_ERROR, "`internal`: our fault";
 }
@@ -264,7 +295,7 @@ mod tests {
         for (kind, status, code, retry) in [
             (ErrorKind::Unavailable, 503, "overloaded", true),
             (ErrorKind::Full, 503, "overloaded", true),
-            (ErrorKind::Corrupt, 500, "internal", false),
+            (ErrorKind::Corrupt, 503, "overloaded", true),
             (ErrorKind::Internal, 500, "internal", false),
         ] {
             let error = Error::new(kind, "writing to /var/lib/secret.db").with_source(std::io::Error::other("disk sda1"));

@@ -7,12 +7,13 @@ use std::collections::HashMap;
 use std::sync::{Arc, RwLock};
 
 use futures::future::BoxFuture;
-use quayside_shared::config::Config;
+use quayside_shared::config::{Config, Secret};
 use quayside_shared::ids::AgentName;
 use quayside_shared::queue::Queue;
 use quayside_shared::store::Store;
 use tokio_util::sync::CancellationToken;
 
+mod admin;
 mod agents;
 mod auth;
 mod body;
@@ -65,6 +66,8 @@ pub struct Deps {
     pub metrics: Option<RenderMetrics>,
     /// What `/api/agents` says about images.
     pub image_digests: ImageDigests,
+    /// What lets operators in; without it `/api/admin` is closed.
+    pub admin_key: Option<Secret>,
     /// Conditions of `/readyz` besides the store and the queue.
     pub checks: Vec<Check>,
     /// Whether only names of this machine's loopback are accepted as `Host`. Set it when the listener is bound to
@@ -78,6 +81,7 @@ pub struct Deps {
 struct App {
     deps: Deps,
     callers: auth::Callers,
+    admin_key: Option<auth::AdminKey>,
     publisher: publish::Publisher,
     page: Arc<page::Pages>,
     streams: events::Streams,
@@ -90,6 +94,7 @@ impl App {
         deps.checks.extend(callers.check());
         Self {
             callers,
+            admin_key: deps.admin_key.as_ref().map(auth::AdminKey::new),
             publisher: publish::Publisher::start(Arc::clone(&deps.queue)),
             page,
             streams: events::Streams::default(),

@@ -14,7 +14,7 @@ use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
 use crate::error::ProblemView;
-use crate::{App, Deps, KeySource, agents, auth, conversations, edge, events, page, runs, service};
+use crate::{App, Deps, KeySource, admin, agents, auth, conversations, edge, events, page, runs, service};
 
 fn routes() -> OpenApiRouter<Arc<App>> {
     OpenApiRouter::with_openapi(base())
@@ -30,6 +30,10 @@ fn routes() -> OpenApiRouter<Arc<App>> {
         .routes(routes!(conversations::get, conversations::delete))
         .routes(routes!(conversations::runs))
         .routes(routes!(agents::list))
+        .routes(routes!(admin::dead_letters))
+        .routes(routes!(admin::dead_letter))
+        .routes(routes!(admin::redrive))
+        .routes(routes!(admin::workers))
 }
 
 /// Files for browsers, no part of the contract.
@@ -109,7 +113,7 @@ fn base() -> OpenApi {
         .description(Some("Send a message, an agent answers it in a container of its own. Every refusal is an `application/problem+json`."))
         .license(Some(LicenseBuilder::new().name("Apache-2.0").identifier(Some("Apache-2.0")).build()));
     let components = ComponentsBuilder::new().schema("Problem", ProblemView::schema());
-    let tags = ["runs", "conversations", "agents", "service"].map(|name| TagBuilder::new().name(name).build());
+    let tags = ["runs", "conversations", "agents", "operators", "service"].map(|name| TagBuilder::new().name(name).build());
     OpenApiBuilder::new().info(info).components(Some(components.build())).tags(Some(tags)).build()
 }
 

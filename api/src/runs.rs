@@ -85,7 +85,7 @@ pub(crate) async fn submit(State(app): State<Arc<App>>, Caller(user): Caller, pa
 }
 
 /// Stores the run and announces what may start. In a task of its own: a client that goes away must not come between.
-async fn accept(app: &Arc<App>, new: NewRun, trace: BTreeMap<String, String>) -> Result<Submitted> {
+pub(crate) async fn accept(app: &Arc<App>, new: NewRun, trace: BTreeMap<String, String>) -> Result<Submitted> {
     let app = Arc::clone(app);
     let accepting = tokio::spawn(async move {
         let mut submitted = app.deps.store.submit(new).await?;

@@ -26,6 +26,8 @@ macro_rules! words {
     };
 }
 
+pub(crate) use words;
+
 words! {
     /// Where a run stands.
     StatusView as Status of Status { Queued, InProgress, Cancelling, Completed, Failed, TimedOut, Cancelled, Expired }

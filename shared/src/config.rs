@@ -52,6 +52,8 @@ pub struct Api {
     pub default_agent: AgentName,
     /// Origins whose pages may call the API, exactly as browsers send them. Defaults to none.
     pub cors_origins: Vec<String>,
+    /// What lets operators in at `/api/admin`. Defaults to none: the embedded backend makes one beside its data.
+    pub admin_key: Option<Secret>,
 }
 
 /// How callers are known.
@@ -64,6 +66,9 @@ pub enum Auth {
     Tokens,
 }
 
+/// So much cannot be guessed.
+const ADMIN_KEY_MIN: usize = 20;
+
 /// `[backend]`
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields, default)]
@@ -72,6 +77,8 @@ pub struct Backend {
     pub kind: BackendKind,
     /// Embedded: the folder of the database file. Defaults to `./data`.
     pub data_dir: PathBuf,
+    /// Embedded: room on the disk that new runs leave to those that were accepted. Defaults to 64 MiB; 0 is none.
+    pub reserve: HumanSize,
 }
 
 /// Which adapters hold the queue and the store.
@@ -85,7 +92,7 @@ pub enum BackendKind {
 }
 
 /// `[worker]`
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Worker {
     /// Containers at once; 0 = from this machine's CPUs and memory.
@@ -100,6 +107,8 @@ pub struct Worker {
     pub max_attempts: u32,
     /// Where a worker of its own serves `/livez`, `/readyz` and `/metrics`. Defaults to nowhere.
     pub probes: Option<SocketAddr>,
+    /// The metadata key that turns `TRUE` when this machine is about to be taken away. Defaults to none: nobody asks.
+    pub preemption_notice: Option<String>,
 }
 
 /// `[runner]`
@@ -131,6 +140,8 @@ pub enum RunnerKind {
 pub struct Limits {
     /// Bytes of UTF-8 in one message. Defaults to 64 KiB.
     pub message: HumanSize,
+    /// Runs of all users that may wait. Defaults to 100000.
+    pub queued: u64,
     /// Runs of one user that may wait. Defaults to 100.
     pub queued_per_user: u32,
     /// Runs of one user in progress at once. Defaults to 2.
@@ -141,15 +152,46 @@ pub struct Limits {
     pub retention: HumanDuration,
 }
 
+/// A value that is never printed.
+#[derive(Clone, PartialEq, Eq, Deserialize)]
+#[serde(transparent)]
+pub struct Secret(String);
+
+impl Secret {
+    /// `text` as a secret.
+    #[must_use]
+    pub const fn new(text: String) -> Self {
+        Self(text)
+    }
+
+    /// What it is. Not for logs.
+    #[must_use]
+    pub fn expose(&self) -> &str {
+        &self.0
+    }
+}
+
+impl std::fmt::Debug for Secret {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Secret(…)")
+    }
+}
+
 impl Default for Api {
     fn default() -> Self {
-        Self { bind: SocketAddr::from(([127, 0, 0, 1], 8080)), auth: Auth::Header, default_agent: python(), cors_origins: Vec::new() }
+        Self {
+            bind: SocketAddr::from(([127, 0, 0, 1], 8080)),
+            auth: Auth::Header,
+            default_agent: python(),
+            cors_origins: Vec::new(),
+            admin_key: None,
+        }
     }
 }
 
 impl Default for Backend {
     fn default() -> Self {
-        Self { kind: BackendKind::Embedded, data_dir: PathBuf::from("./data") }
+        Self { kind: BackendKind::Embedded, data_dir: PathBuf::from("./data"), reserve: HumanSize(64 << 20) }
     }
 }
 
@@ -162,6 +204,7 @@ impl Default for Worker {
             drain: Duration::from_secs(25).into(),
             max_attempts: 3,
             probes: None,
+            preemption_notice: None,
         }
     }
 }
@@ -176,6 +219,7 @@ impl Default for Limits {
     fn default() -> Self {
         Self {
             message: HumanSize(64 << 10),
+            queued: 100_000,
             queued_per_user: 100,
             running_per_user: 2,
             streams_per_user: 20,
@@ -240,6 +284,9 @@ impl Config {
                 );
             }
         }
+        if api.admin_key.as_ref().is_some_and(|key| key.0.len() < ADMIN_KEY_MIN || !key.0.bytes().all(|byte| byte.is_ascii_graphic())) {
+            return wrong("api.admin_key", "must be at least 20 visible ASCII characters, for example the output of `openssl rand -base64 32`");
+        }
         let (lease, heartbeat) = (worker.lease.get(), worker.heartbeat.get());
         if heartbeat.is_zero() || heartbeat.saturating_mul(2) > lease {
             return wrong(
@@ -253,13 +300,20 @@ impl Config {
         if worker.slots > 10_000 {
             return wrong("worker.slots", "must be at most 10000; 0 takes it from this machine's CPUs and memory");
         }
+        if worker.preemption_notice.as_deref().is_some_and(|notice| !values::is_http(notice)) {
+            return wrong(
+                "worker.preemption_notice",
+                "write the address of the metadata key; it begins with http:// (that server has no TLS), on Google Cloud \"http://metadata.google.internal/computeMetadata/v1/instance/preempted\"",
+            );
+        }
         if limits.message.bytes() == 0 || limits.message.bytes() > 512 << 10 {
             return wrong("limits.message", "must be between 1B and 512KiB");
         }
         for (key, value) in [
-            ("limits.queued_per_user", limits.queued_per_user),
-            ("limits.running_per_user", limits.running_per_user),
-            ("limits.streams_per_user", limits.streams_per_user),
+            ("limits.queued", limits.queued),
+            ("limits.queued_per_user", limits.queued_per_user.into()),
+            ("limits.running_per_user", limits.running_per_user.into()),
+            ("limits.streams_per_user", limits.streams_per_user.into()),
         ] {
             if value == 0 {
                 return wrong(key, "must be at least 1");

@@ -62,6 +62,18 @@ fn a_bad_variable_is_named() {
 }
 
 #[test]
+fn the_preemption_notice_is_asked_by_plain_http() {
+    let written = |value: &str| format!("[worker]\npreemption_notice = \"{value}\"\n");
+    let google = "http://metadata.google.internal/computeMetadata/v1/instance/preempted";
+    assert_eq!(load(&written(google), &[]).unwrap().worker.preemption_notice.as_deref(), Some(google));
+    assert_eq!(load("", &[]).unwrap().worker.preemption_notice, None);
+    for wrong in ["https://metadata.google.internal/preempted", "metadata.google.internal/preempted", "http://", "/preempted", ""] {
+        let text = refusal(&written(wrong), &[]);
+        assert!(text.contains("worker.preemption_notice") && text.contains("http://metadata"), "{wrong}: {text}");
+    }
+}
+
+#[test]
 fn bare_numbers_are_refused() {
     for toml in ["[worker]\nlease = 30\n", "[worker]\nlease = \"30\"\n", "[limits]\nmessage = 65536\n", "[limits]\nmessage = \"65536\"\n"] {
         let text = refusal(toml, &[]);
@@ -72,6 +84,8 @@ fn bare_numbers_are_refused() {
 #[test]
 fn contradictions_say_what_to_write() {
     assert!(refusal("[worker]\nlease = \"10s\"\nheartbeat = \"9s\"\n", &[]).contains("half of worker.lease"));
+    assert!(refusal("[limits]\nqueued = 0\n", &[]).contains("at least 1"));
+    assert!(refusal("[backend]\nreserve = 64\n", &[]).contains("with its unit"));
     assert!(refusal("[api]\ndefault_agent = \"ghost\"\n", &[]).contains("[agents.ghost]"));
     assert!(refusal("[api]\ncors_origins = [\"*\"]\n", &[]).contains("without a path or a wildcard"));
     assert!(refusal("[agents.x]\ncommand = [\"a\"]\n", &[]).contains("needs an image"));

@@ -32,13 +32,14 @@ pub async fn connect(config: &Config, room: Option<u32>) -> Result<Connected> {
     let options = StoreOptions {
         queued_per_user: config.limits.queued_per_user,
         running_per_user: config.limits.running_per_user,
+        queued: config.limits.queued,
         retention: config.limits.retention.get(),
         retry: RetryPolicy { max_attempts: config.worker.max_attempts, ..RetryPolicy::default() },
         ..StoreOptions::default()
     };
     match config.backend.kind {
         BackendKind::Embedded => {
-            let database = Database::open(&config.backend.data_dir)?;
+            let database = Database::open_with(&config.backend.data_dir, config.backend.reserve.bytes())?;
             let store = SqliteStore::open(database.clone(), Arc::new(SystemClock), options).await?;
             let queue = SqliteQueue::open(database).await?;
             Ok(Connected { queue: Arc::new(queue), store: Arc::new(store) })

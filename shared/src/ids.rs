@@ -105,6 +105,27 @@ id!(
     "must be 1 to 64 letters, digits, `_` or `-`"
 );
 
+id!(
+    /// A dead letter: the id of its run, or one made from the message.
+    DeadLetterId,
+    |text| is_word(text, 64),
+    "a dead letter's id is that of its run, or `msg_` and letters and digits"
+);
+
+impl From<&RunId> for DeadLetterId {
+    fn from(id: &RunId) -> Self {
+        Self(std::sync::Arc::clone(&id.0))
+    }
+}
+
+impl DeadLetterId {
+    /// `msg_` and the first 12 bytes of `digest` in hexadecimal.
+    pub(crate) fn of_message(digest: &[u8]) -> Self {
+        let hex: String = digest.iter().take(12).map(|byte| format!("{byte:02x}")).collect();
+        Self(format!("msg_{hex}").into())
+    }
+}
+
 impl RunId {
     /// A new random id.
     #[must_use]

@@ -30,12 +30,26 @@ impl Message {
     }
 }
 
+/// What arrived and is no message of ours.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Undecodable {
+    /// The queue's own id of it; the same when it is delivered again.
+    pub message_id: String,
+    /// What is wrong with it.
+    pub reason: String,
+    /// What it holds.
+    pub data: Vec<u8>,
+}
+
 /// A message in the hands of a worker. It stays leased, and is not given to anybody else, while this lives.
 /// Dropping it without a word is the same as [`Delivery::nack`]: it comes back.
 #[async_trait]
 pub trait Delivery: Send + Sync {
     /// What was delivered.
-    fn message(&self) -> &Message;
+    ///
+    /// # Errors
+    /// When it names no run: put it aside where people see it, then acknowledge it.
+    fn message(&self) -> Result<&Message, &Undecodable>;
 
     /// The store no longer needs this message (invariant 3). An acknowledgement may be lost; then it comes again.
     async fn ack(self: Box<Self>);

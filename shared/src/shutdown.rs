@@ -19,15 +19,19 @@ impl Shutdown {
         let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
         let handle = shutdown.clone();
         tokio::spawn(async move {
+            // Counted here: a drain may have begun for another reason, and then the first signal, which follows the notice
+            // of a machine that is taken away, must not cut it short.
+            let mut asked = false;
             loop {
                 tokio::select! {
                     _ = terminate.recv() => {}
                     _ = interrupt.recv() => {}
                 }
-                if handle.drain.is_cancelled() {
+                if asked {
                     tracing::warn!("second signal: stopping at once");
                     handle.stop.cancel();
                 } else {
+                    asked = true;
                     tracing::info!("draining; a second signal stops at once");
                     handle.drain.cancel();
                 }

@@ -5,79 +5,52 @@
 //! so there is none as long as nothing fails; when a write fails, the group is rolled back and run again with savepoints,
 //! and the failed write does not take its neighbours with it. `synchronous=FULL` makes the commit durable against power
 //! loss.
+//!
+//! What can go wrong with the file is in `sqlite/`: `folder` and `check` look before anything is written, `log` finds
+//! commits that are missing, `health` and `space` watch while it runs, `backup` copies it and puts copies back.
 
+pub mod backup;
+mod check;
+pub mod examine;
+mod folder;
+mod health;
 mod inline;
+mod log;
+mod space;
+mod writer;
 
-use std::fs::{File, TryLockError};
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use rusqlite::{Connection, ErrorCode, OpenFlags};
 use rusqlite_migration::{M, Migrations};
-use tokio::sync::{Semaphore, mpsc, oneshot};
+use tokio::sync::Semaphore;
 
+use self::check::{Checked, check_pages, identify, open_for_reading, refuse_damaged_files};
+use self::folder::Folder;
+use self::health::Health;
+use self::inline::Inline;
+use self::space::Space;
+use self::writer::Writer;
 use crate::error::{Error, ErrorKind, Result};
-use inline::Inline;
 
 /// Every version of the schema, oldest first. Append only: a released step is never edited.
 fn migrations() -> Migrations<'static> {
-    Migrations::new(vec![M::up(include_str!("sqlite/0001_runs.sql")), M::up(include_str!("sqlite/0002_reply_bytes.sql"))])
+    Migrations::new(vec![
+        M::up(include_str!("sqlite/0001_runs.sql")),
+        M::up(include_str!("sqlite/0002_reply_bytes.sql")),
+        M::up(include_str!("sqlite/0003_operations.sql")),
+    ])
 }
 
-/// Writes that go into one transaction. Large enough to amortise the fsync, small enough for a latency of milliseconds.
-const GROUP_MAX: usize = 512;
 /// Writes that may wait; more make the callers wait, which is the back-pressure of the API.
 const WRITE_QUEUE: usize = 4096;
-/// Writes after which the log is moved into the main file: some 80 MB of log under load. Fewer and larger moves write a
-/// page once that was changed often.
-const CHECKPOINT_EVERY: usize = 5000;
 const READERS: usize = 4;
 const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
-
-/// A write that waits for its turn.
-trait Write: Send {
-    /// Runs it and keeps its result; says why it failed. May be called again after a rollback.
-    fn run(&mut self, connection: &Connection) -> Result<(), ErrorKind>;
-    /// Answers its caller with the result, or with the reason why the group could not be committed.
-    fn answer(self: Box<Self>, committed: Result<()>);
-}
-
-struct Command<T, W, C> {
-    write: W,
-    committed: C,
-    outcome: Option<Result<T>>,
-    answer: oneshot::Sender<Result<T>>,
-}
-
-impl<T, W, C> Write for Command<T, W, C>
-where
-    T: Send,
-    W: Fn(&Connection) -> rusqlite::Result<T> + Send,
-    C: FnOnce(&T) + Send,
-{
-    fn run(&mut self, connection: &Connection) -> Result<(), ErrorKind> {
-        let outcome = (self.write)(connection).map_err(sql("writing"));
-        let told = outcome.as_ref().map(drop).map_err(Error::kind);
-        self.outcome = Some(outcome);
-        told
-    }
-
-    fn answer(self: Box<Self>, committed: Result<()>) {
-        let Self { committed: signal, outcome, answer, .. } = *self;
-        let result = match (outcome, committed) {
-            (Some(Ok(value)), Ok(())) => {
-                signal(&value);
-                Ok(value)
-            }
-            (Some(Err(error)), _) | (_, Err(error)) => Err(error),
-            (None, Ok(())) => Err(Error::new(ErrorKind::Internal, "a write was never run")),
-        };
-        // The caller may have gone; what was written stays written.
-        let _ = answer.send(result);
-    }
-}
+/// What a start spends on looking at the pages. It reads several hundred megabytes in this time; `quayside doctor` reads
+/// all, however long it takes.
+const CHECK_TIME: Duration = Duration::from_secs(1);
 
 /// An open database file. Cheap to clone.
 #[derive(Debug, Clone)]
@@ -93,12 +66,14 @@ enum Place {
 
 #[derive(Debug)]
 struct Inner {
-    writer: mpsc::Sender<Box<dyn Write>>,
+    writer: Writer,
     readers: Mutex<Vec<Connection>>,
     reading: Semaphore,
     path: PathBuf,
+    health: Arc<Health>,
+    space: Space,
     /// Held as long as the database is open: no second process can work on the same file.
-    _lock: File,
+    _folder: Folder,
 }
 
 impl Database {
@@ -106,30 +81,44 @@ impl Database {
     /// Tokio runtime, which answers the callers of [`Database::write`].
     ///
     /// # Errors
-    /// `Unavailable` when another process holds the folder, `Corrupt` when the file is no database of ours. Never
-    /// replaces a file that it cannot read.
+    /// `Unavailable` when another process holds the folder or it cannot be written, `Corrupt` when the file is no database
+    /// of ours, damaged, or gone. Never replaces a file that it cannot read, and never begins a new one where one was.
     pub fn open(folder: &Path) -> Result<Self> {
-        let at = |what: &str| format!("{what} {}", folder.display());
-        std::fs::create_dir_all(folder)
-            .map_err(|error| Error::new(ErrorKind::Unavailable, at("cannot create the data folder")).with_source(error))?;
-        let lock = File::create(folder.join("quayside.lock"))
-            .map_err(|error| Error::new(ErrorKind::Unavailable, at("cannot write into the data folder")).with_source(error))?;
-        match lock.try_lock() {
-            Ok(()) => {}
-            Err(TryLockError::WouldBlock) => {
-                let what = at("another Quayside process is using the data folder");
-                return Err(Error::new(ErrorKind::Unavailable, format!("{what}; stop it, or set another backend.data_dir")));
-            }
-            Err(TryLockError::Error(error)) => {
-                return Err(Error::new(ErrorKind::Unavailable, at("cannot lock the data folder")).with_source(error));
+        Self::open_with(folder, 0)
+    }
+
+    /// The same, refusing new work when the disk has less than `reserve` bytes left: see [`Database::refuse_new`].
+    ///
+    /// # Errors
+    /// As [`Database::open`].
+    pub fn open_with(folder: &Path, reserve: u64) -> Result<Self> {
+        Self::look_and_open(folder, reserve).map_err(|error| space::or_full(error, folder))
+    }
+
+    fn look_and_open(folder: &Path, reserve: u64) -> Result<Self> {
+        let space = Space::new(folder, reserve);
+        let mut folder = Folder::take(folder)?;
+        let path = folder.database();
+        if folder.has_database()? {
+            refuse_damaged_files(&path)?;
+            // For reading alone: whoever writes would move the log, and with it the damage.
+            let looking = open_for_reading(&path)?;
+            identify(&looking, &path)?;
+            if check_pages(&looking, &path, false, Some(CHECK_TIME))? == Checked::Partly {
+                tracing::info!("the database is large and was not looked at as a whole; `quayside doctor` does that");
             }
         }
-        let path = folder.join("quayside.db");
         let mut connection = Connection::open(&path).map_err(sql("opening the database"))?;
         configure(&connection).map_err(sql("configuring the database"))?;
-        migrations()
-            .to_latest(&mut connection)
-            .map_err(|error| Error::new(ErrorKind::Corrupt, format!("{} cannot be migrated", path.display())).with_source(error))?;
+        migrations().to_latest(&mut connection).map_err(|error| match error {
+            rusqlite_migration::Error::RusqliteError { query, err } => {
+                tracing::debug!(query, "the migration that failed");
+                sql("migrating the database")(err)
+            }
+            error => Error::new(ErrorKind::Corrupt, format!("{} cannot be migrated", path.display())).with_source(error),
+        })?;
+        check::sign(&connection).map_err(sql("configuring the database"))?;
+        folder.mark()?;
         let readers = (0..READERS)
             .map(|_| {
                 let reader = Connection::open_with_flags(&path, OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX)?;
@@ -139,12 +128,10 @@ impl Database {
             })
             .collect::<rusqlite::Result<Vec<_>>>()
             .map_err(sql("opening the database for reading"))?;
-        let (writer, writes) = mpsc::channel(WRITE_QUEUE);
-        let (answers, written) = mpsc::unbounded_channel();
-        tokio::spawn(answer_groups(written));
-        let checkpointer = Checkpointer::start(&path)?;
-        thread("sqlite-writer", move || write_groups(&connection, writes, &answers, &checkpointer))?;
-        let inner = Inner { writer, readers: Mutex::new(readers), reading: Semaphore::new(READERS), path, _lock: lock };
+        let health = Arc::new(Health::default());
+        let writer = Writer::start(&path, connection, Arc::clone(&health))?;
+        let (readers, reading) = (Mutex::new(readers), Semaphore::new(READERS));
+        let inner = Inner { writer, readers, reading, path, health, space, _folder: folder };
         Ok(Self { place: Place::File(Arc::new(inner)) })
     }
 
@@ -157,13 +144,17 @@ impl Database {
         Ok(Self { place: Place::Memory(Arc::new(Inline::open()?)) })
     }
 
+    fn file(&self) -> Option<&Inner> {
+        match &self.place {
+            Place::File(inner) => Some(inner),
+            Place::Memory(_) => None,
+        }
+    }
+
     /// The database file; `:memory:` when there is none.
     #[must_use]
     pub fn path(&self) -> &Path {
-        match &self.place {
-            Place::File(inner) => &inner.path,
-            Place::Memory(_) => Path::new(":memory:"),
-        }
+        self.file().map_or(Path::new(":memory:"), |file| &file.path)
     }
 
     /// Runs `write` in the next group. What it wrote is durable when this returns `Ok`; on an error nothing of it is.
@@ -179,10 +170,8 @@ impl Database {
             Place::File(inner) => inner,
             Place::Memory(inline) => return inline.write(write, committed),
         };
-        let (answer, answered) = oneshot::channel();
-        let gone = || Error::new(ErrorKind::Unavailable, "the database writer has stopped");
-        inner.writer.send(Box::new(Command { write, committed, outcome: None, answer })).await.map_err(|_| gone())?;
-        answered.await.map_err(|_| gone())?
+        inner.health.refuse_damaged()?;
+        inner.writer.write(write, committed).await
     }
 
     /// Runs `read` on a snapshot of what is committed.
@@ -204,7 +193,41 @@ impl Database {
         })
         .await
         .map_err(|error| Error::new(ErrorKind::Internal, "a read panicked").with_source(error))?;
-        outcome.ok_or_else(closed)?.map_err(sql("reading"))
+        let read = outcome.ok_or_else(closed)?;
+        if let Err(error) = &read
+            && matches!(error.sqlite_error_code(), Some(ErrorCode::DatabaseCorrupt | ErrorCode::NotADatabase))
+        {
+            reading.health.failed(ErrorKind::Corrupt, &error.to_string());
+        }
+        read.map_err(sql("reading"))
+    }
+
+    /// Whether the database can be written now. A healthy one is believed; after a fault every group of writes, and so this
+    /// one, goes to the disk to find out.
+    ///
+    /// # Errors
+    /// As a write's, and `Full` when the reserve is touched.
+    pub async fn ping(&self) -> Result<()> {
+        self.refuse_new()?;
+        self.write(|_| Ok(()), |()| {}).await
+    }
+
+    /// # Errors
+    /// `Full` when the disk has less than the reserve left: what was accepted needs it.
+    pub fn refuse_new(&self) -> Result<()> {
+        if self.file().is_some_and(|file| file.space.is_short()) {
+            return Err(Error::new(ErrorKind::Full, "the disk of the data folder has less than backend.reserve left, and new runs are refused"));
+        }
+        Ok(())
+    }
+
+    /// # Errors
+    /// `Full` when half of the reserve is gone: those in progress need it to end.
+    pub fn refuse_starting(&self) -> Result<()> {
+        if self.file().is_some_and(|file| file.space.is_nearly_gone()) {
+            return Err(Error::new(ErrorKind::Full, "the disk of the data folder has less than half of backend.reserve left, and no run is started"));
+        }
+        Ok(())
     }
 }
 
@@ -226,145 +249,48 @@ fn thread(name: &str, body: impl FnOnce() + Send + 'static) -> Result<()> {
     started.map(drop).map_err(|error| Error::new(ErrorKind::Unavailable, format!("cannot start the thread {name}")).with_source(error))
 }
 
-fn write_groups(
-    connection: &Connection,
-    mut writes: mpsc::Receiver<Box<dyn Write>>,
-    answers: &mpsc::UnboundedSender<Written>,
-    checkpointer: &Checkpointer,
-) {
-    let mut group = Vec::with_capacity(GROUP_MAX);
-    let mut written_since = 0;
-    while writes.blocking_recv_many(&mut group, GROUP_MAX) > 0 {
-        let written = write_group(connection, &mut group);
-        if written.is_err() && !connection.is_autocommit() {
-            let _ = connection.execute_batch("ROLLBACK");
-        }
-        written_since += group.len();
-        // A runtime that is gone has nobody left who waits.
-        let _ = answers.send((std::mem::replace(&mut group, Vec::with_capacity(GROUP_MAX)), written));
-        if checkpointer.is_nearly_done() {
-            // What came since is little; with all of it in the main file the log begins again instead of growing.
-            checkpoint(connection);
-        }
-        if written_since >= CHECKPOINT_EVERY && checkpointer.ask() {
-            written_since = 0;
-        }
-    }
-}
-
-/// A group that was run, and whether it is committed.
-type Written = (Vec<Box<dyn Write>>, Result<(), Failure>);
-
-/// Answers the callers, group by group and so in the order of the commits. On the runtime and not on the writer's
-/// thread: waking a task from outside costs a system call, and there is one caller for every write.
-async fn answer_groups(mut groups: mpsc::UnboundedReceiver<Written>) {
-    while let Some((group, written)) = groups.recv().await {
-        for write in group {
-            write.answer(written.as_ref().map(drop).map_err(Failure::to_error));
-        }
-    }
-}
-
-/// Moves the log into the main file, on a thread and a connection of its own: it takes hundreds of milliseconds of
-/// writing and an fsync, for which no caller should wait.
-struct Checkpointer {
-    ask: std::sync::mpsc::SyncSender<()>,
-    nearly_done: Arc<AtomicBool>,
-}
-
-impl Checkpointer {
-    fn start(path: &Path) -> Result<Self> {
-        let connection = Connection::open(path).map_err(sql("opening the database for checkpoints"))?;
-        configure(&connection).map_err(sql("configuring the database for checkpoints"))?;
-        let (ask, asked) = std::sync::mpsc::sync_channel(1);
-        let nearly_done = Arc::new(AtomicBool::new(false));
-        let done = Arc::clone(&nearly_done);
-        thread("sqlite-checkpointer", move || {
-            while asked.recv().is_ok() {
-                // The second pass has only what was written during the first.
-                checkpoint(&connection);
-                checkpoint(&connection);
-                done.store(true, Ordering::Release);
-            }
-        })?;
-        Ok(Self { ask, nearly_done })
-    }
-
-    /// Asks for a checkpoint; says whether it was taken on.
-    fn ask(&self) -> bool {
-        self.ask.try_send(()).is_ok()
-    }
-
-    fn is_nearly_done(&self) -> bool {
-        self.nearly_done.swap(false, Ordering::AcqRel)
-    }
-}
-
-/// As much as goes without waiting for anybody. What fails now is tried again with the next one; no data depends on it.
-fn checkpoint(connection: &Connection) {
-    if let Err(error) = connection.query_row("PRAGMA wal_checkpoint(PASSIVE)", [], |_| Ok(())) {
-        tracing::warn!(%error, "a checkpoint failed; the log grows until one succeeds");
-    }
-}
-
-/// Why a whole group was not written: told to each of its writes.
-struct Failure(ErrorKind, String);
-
-impl Failure {
-    fn to_error(&self) -> Error {
-        Error::new(self.0, "writing").with_source(self.1.clone())
-    }
-}
-
-impl From<rusqlite::Error> for Failure {
-    fn from(error: rusqlite::Error) -> Self {
-        let words = error.to_string();
-        Self(sql("writing")(error).kind(), words)
-    }
-}
-
-fn write_group(connection: &Connection, group: &mut [Box<dyn Write>]) -> Result<(), Failure> {
-    let run = |statement: &str| connection.prepare_cached(statement)?.execute([]);
-    run("BEGIN IMMEDIATE")?;
-    if group.iter_mut().any(|write| write.run(connection).is_err()) {
-        // Some failures (a full disk) have rolled back already.
-        if !connection.is_autocommit() {
-            run("ROLLBACK")?;
-        }
-        run("BEGIN IMMEDIATE")?;
-        for write in group {
-            run("SAVEPOINT one")?;
-            if let Err(kind) = write.run(connection) {
-                if connection.is_autocommit() {
-                    return Err(Failure(kind, "the database rolled the whole transaction back".to_owned()));
-                }
-                run("ROLLBACK TO one")?;
-            }
-            run("RELEASE one")?;
-        }
-    }
-    run("COMMIT")?;
-    Ok(())
-}
-
 /// Gives an SQLite error its kind.
 fn sql(context: &'static str) -> impl Fn(rusqlite::Error) -> Error {
     move |error| {
-        let kind = match error.sqlite_error_code() {
-            Some(ErrorCode::DiskFull) => ErrorKind::Full,
-            Some(ErrorCode::DatabaseCorrupt | ErrorCode::NotADatabase) => ErrorKind::Corrupt,
-            Some(ErrorCode::DatabaseBusy | ErrorCode::DatabaseLocked | ErrorCode::SystemIoFailure | ErrorCode::CannotOpen | ErrorCode::ReadOnly) => {
-                ErrorKind::Unavailable
-            }
-            _ => match error {
-                rusqlite::Error::FromSqlConversionFailure(..) => ErrorKind::Corrupt,
-                _ => ErrorKind::Internal,
-            },
-        };
-        Error::new(kind, context).with_source(error)
+        let kind = kind_of(&error);
+        Error::new(kind, in_words(context, kind)).with_source(error)
     }
 }
 
+fn kind_of(error: &rusqlite::Error) -> ErrorKind {
+    match error.sqlite_error_code() {
+        Some(ErrorCode::DiskFull) => ErrorKind::Full,
+        Some(ErrorCode::DatabaseCorrupt | ErrorCode::NotADatabase) => ErrorKind::Corrupt,
+        Some(
+            ErrorCode::DatabaseBusy
+            | ErrorCode::DatabaseLocked
+            | ErrorCode::SystemIoFailure
+            | ErrorCode::CannotOpen
+            | ErrorCode::ReadOnly
+            | ErrorCode::PermissionDenied
+            | ErrorCode::OutOfMemory
+            | ErrorCode::FileLockingProtocolFailed,
+        ) => ErrorKind::Unavailable,
+        _ => match error {
+            rusqlite::Error::FromSqlConversionFailure(..) => ErrorKind::Corrupt,
+            _ => ErrorKind::Internal,
+        },
+    }
+}
+
+fn in_words(doing: &str, kind: ErrorKind) -> String {
+    match kind {
+        ErrorKind::Full => format!("{doing}: the disk of the data folder is full"),
+        ErrorKind::Corrupt => format!("{doing}: the database is damaged"),
+        ErrorKind::Unavailable => format!("{doing}: the database is locked by another process, or the disk fails"),
+        ErrorKind::Internal => doing.to_owned(),
+    }
+}
+
+#[cfg(test)]
+mod backup_tests;
+#[cfg(test)]
+mod damage_tests;
 #[cfg(test)]
 #[path = "sqlite_tests.rs"]
 mod tests;

@@ -9,6 +9,7 @@
 mod draft;
 pub mod firestore;
 pub(crate) mod hub;
+mod operations;
 pub mod sqlite;
 
 use std::time::Duration;
@@ -19,10 +20,18 @@ use tokio::sync::watch;
 
 use crate::clock::Timestamp;
 use crate::error::{Error, Result};
-use crate::ids::{AgentName, ConversationId, RunId, UserId, WorkerId};
+use crate::ids::{AgentName, ConversationId, DeadLetterId, RunId, UserId, WorkerId};
 use crate::retry::RetryPolicy;
 use crate::run::{AttemptOutcome, Run, RunEvent, Waiting, WaitingReason};
 use crate::state::Finished;
+
+pub use operations::{DeadLetter, DeadLetterReason, Stray, WorkerReport};
+
+/// How long a worker that says nothing any more is shown.
+pub const WORKERS_SHOWN: Duration = Duration::from_secs(3600);
+
+/// No message lives longer: Pub/Sub keeps one for seven days.
+pub(crate) const MESSAGES_LIVE: Duration = Duration::from_secs(8 * 24 * 3600);
 
 /// Places in the line are counted this far: nobody waits differently at a later one, and counting costs its length.
 pub const POSITION_MAX: u64 = 10_000;
@@ -34,6 +43,8 @@ pub struct StoreOptions {
     pub queued_per_user: u32,
     /// Runs of one user in progress at once.
     pub running_per_user: u32,
+    /// Runs of all users that may wait. On Firestore the others' are counted every few seconds: see there.
+    pub queued: u64,
     /// How long a finished run is kept.
     pub retention: Duration,
     /// When a queued run that nobody picked up is published again.
@@ -49,6 +60,7 @@ impl Default for StoreOptions {
         Self {
             queued_per_user: 100,
             running_per_user: 2,
+            queued: 100_000,
             retention: Duration::from_secs(30 * 24 * 3600),
             republish_after: Duration::from_secs(30),
             retry: RetryPolicy::default(),
@@ -134,6 +146,12 @@ pub enum SubmitError {
         /// The limit that was met.
         limit: u32,
     },
+    /// As many runs of all users wait as are taken.
+    #[error("{limit} runs of all users are queued already")]
+    Overloaded {
+        /// The limit that was met.
+        limit: u64,
+    },
     /// The store failed.
     #[error(transparent)]
     Store(#[from] Error),
@@ -157,8 +175,10 @@ pub enum Claim {
     Claimed(Lease, Box<Run>),
     /// It may not start yet; whoever frees the way publishes it again.
     Waiting(WaitingReason),
-    /// There is nothing to do: finished, held by another worker, or unknown.
+    /// There is nothing to do: finished, held by another worker, or removed.
     Nothing,
+    /// No such run was ever accepted here, or it was removed long ago: the message belongs to the dead letters.
+    Unknown,
     /// Its queue time-to-live had passed; it is expired now, and these may start instead.
     Expired(Vec<RunId>),
 }
@@ -364,6 +384,28 @@ pub trait Store: Send + Sync + 'static {
 
     /// One bounded pass of repair: lost leases, passed time-to-lives, due retries, lost publishes, expired records.
     async fn sweep(&self) -> Result<Sweep>;
+
+    /// Puts a message aside that leads nowhere. The same one again changes nothing.
+    async fn quarantine(&self, stray: Stray) -> Result<()>;
+
+    /// What was put aside and is not redriven yet, the newest first: messages by [`Store::quarantine`], and the runs that
+    /// were given up.
+    async fn dead_letters(&self, after: Option<&str>, limit: u32) -> Result<Result<Page<DeadLetter>, BadCursor>>;
+
+    /// One dead letter, redriven or not.
+    async fn dead_letter(&self, id: &DeadLetterId) -> Result<Option<DeadLetter>>;
+
+    /// Notes that `run` was made of a dead letter. The first one stays. `None` when there is no such letter.
+    async fn redriven(&self, id: &DeadLetterId, run: &RunId) -> Result<Option<DeadLetter>>;
+
+    /// Keeps what a worker says of itself.
+    async fn report_worker(&self, report: WorkerReport) -> Result<()>;
+
+    /// Forgets a worker that has ended.
+    async fn forget_worker(&self, id: &WorkerId) -> Result<()>;
+
+    /// The workers that were heard of within [`WORKERS_SHOWN`], the oldest first.
+    async fn workers(&self) -> Result<Vec<WorkerReport>>;
 
     /// How many runs are where.
     async fn depth(&self) -> Result<Depth>;

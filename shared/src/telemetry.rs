@@ -50,6 +50,8 @@ pub mod names {
     pub const HTTP_SECONDS: &str = "quayside_http_request_seconds";
     /// Containers that the sweeper removed.
     pub const LEFTOVERS_REMOVED: &str = "quayside_leftovers_removed_total";
+    /// Messages that named no run of ours and went to the dead letters.
+    pub const STRAY_MESSAGES: &str = "quayside_stray_messages_total";
 }
 
 /// Installs the metrics recorder of this process and describes every metric.
@@ -73,6 +75,7 @@ pub fn install_metrics() -> Result<MetricsHandle, metrics_exporter_prometheus::B
     metrics::describe_counter!(names::HTTP_REQUESTS, "Answered requests");
     metrics::describe_histogram!(names::HTTP_SECONDS, "Time to the response's head");
     metrics::describe_counter!(names::LEFTOVERS_REMOVED, "Containers that the sweeper removed");
+    metrics::describe_counter!(names::STRAY_MESSAGES, "Messages that named no run of ours and went to the dead letters");
     Ok(handle)
 }
 

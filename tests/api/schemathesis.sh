@@ -58,7 +58,7 @@ echo "==> schemathesis against $url, seed $SEED" >&2
 # Without ignored_auth: in the `header` mode the name in X-User-Id is believed, there is no wrong one.
 if ! "$ST" --config-file tests/api/schemathesis.toml run "$url/openapi.json" --checks all --exclude-checks ignored_auth \
   --phases examples,coverage,fuzzing,stateful --max-examples "${EXAMPLES:-50}" --seed "$SEED" --request-timeout 90 \
-  --generation-database none --header 'X-User-Id: schemathesis'; then
+  --generation-database none --header 'X-User-Id: schemathesis' --header "Authorization: Bearer $(cat "$folder/data/admin.key")"; then
   echo "error: the API and its document disagree; SEED=$SEED repeats it. The server's last words:" >&2
   tail -n 20 "$folder/log" >&2
   exit 1

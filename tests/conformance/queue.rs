@@ -111,7 +111,7 @@ async fn a_message_arrives_with_its_run_and_trace<F: Fixture>() {
     message.trace.insert("traceparent".into(), "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01".into());
     queue.publish(std::slice::from_ref(&message)).await.unwrap();
     let delivery = receive(&*queue).await;
-    assert_eq!(delivery.message(), &message);
+    assert_eq!(delivery.message().unwrap(), &message);
     delivery.ack().await;
     assert_silent(&*queue, F::QUIET).await;
 }
@@ -142,7 +142,7 @@ async fn a_refused_message_comes_back<F: Fixture>() {
     queue.publish(&sent).await.unwrap();
     receive(&*queue).await.nack().await;
     let again = receive(&*queue).await;
-    assert_eq!(again.message(), &sent[0]);
+    assert_eq!(again.message().unwrap(), &sent[0]);
     again.ack().await;
     assert_silent(&*queue, F::QUIET).await;
 }
@@ -153,7 +153,7 @@ async fn a_dropped_delivery_comes_back<F: Fixture>() {
     let sent = messages(1);
     queue.publish(&sent).await.unwrap();
     drop(receive(&*queue).await);
-    assert_eq!(receive(&*queue).await.message(), &sent[0]);
+    assert_eq!(receive(&*queue).await.message().unwrap(), &sent[0]);
 }
 
 async fn what_was_not_acknowledged_survives_a_restart<F: Fixture>() {
@@ -169,7 +169,7 @@ async fn what_was_not_acknowledged_survives_a_restart<F: Fixture>() {
     let mut left = BTreeSet::new();
     for _ in 0..4 {
         let delivery = receive(&*fixture.queue()).await;
-        left.insert(delivery.message().run_id.clone());
+        left.insert(delivery.message().unwrap().run_id.clone());
         delivery.ack().await;
     }
     assert_eq!(left.len(), 4);
@@ -204,7 +204,7 @@ async fn many_receivers_share_without_doubles<F: Fixture>() {
                     if let Ok(delivery) = tokio::time::timeout(Duration::from_secs(2), queue.receive()).await {
                         let delivery = delivery.unwrap();
                         seen.fetch_add(1, Ordering::Relaxed);
-                        taken.push(delivery.message().run_id.clone());
+                        taken.push(delivery.message().unwrap().run_id.clone());
                         delivery.ack().await;
                     } else if seen.load(Ordering::Relaxed) >= total || begun.elapsed() > PATIENCE {
                         return taken;
@@ -233,7 +233,27 @@ async fn a_run_published_while_it_is_delivered_is_delivered_again<F: Fixture>() 
     // Its worker decided on what was true before; this message says that something changed.
     queue.publish(&sent).await.unwrap();
     held.ack().await;
-    assert_eq!(receive(&*queue).await.message(), &sent[0]);
+    assert_eq!(receive(&*queue).await.message().unwrap(), &sent[0]);
+}
+
+/// Rows that another version wrote, or nobody of ours, do not keep the others from being read.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_row_that_names_no_run_is_delivered_as_that() {
+    let folder = tempfile::tempdir().unwrap();
+    let database = Database::open(folder.path()).unwrap();
+    let sent = messages(1);
+    let run = sent[0].run_id.to_string();
+    let rows = [("run_short", "{}"), (run.as_str(), "no trace"), (run.as_str(), "{}")].map(|(id, trace)| (id.to_owned(), trace.to_owned()));
+    let insert = "INSERT INTO messages (run_id, trace) VALUES (?1, ?2)";
+    database.write(move |db| rows.iter().try_for_each(|(id, trace)| db.execute(insert, [id, trace]).map(drop)), |()| {}).await.unwrap();
+    let queue = SqliteQueue::open(database).await.unwrap();
+    for reason in ["not a run id", "trace"] {
+        let delivery = receive(&queue).await;
+        let undecodable = delivery.message().unwrap_err();
+        assert!(undecodable.reason.contains(reason), "{undecodable:?}");
+        delivery.ack().await;
+    }
+    assert_eq!(receive(&queue).await.message(), Ok(&sent[0]));
 }
 
 macro_rules! queue_suite {

@@ -6,6 +6,7 @@ mod cut_off;
 mod docker;
 mod fake_engine;
 mod scripted;
+mod stopped;
 mod suite;
 
 use std::time::Duration;

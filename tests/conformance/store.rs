@@ -4,6 +4,7 @@ mod accept;
 mod ends;
 mod leases;
 mod lists;
+mod operations;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -26,6 +27,8 @@ const LEASE: Duration = Duration::from_secs(30);
 /// Opens an adapter on a clock that the test moves, and opens it again as a restarted process would.
 pub(crate) trait Fixture: Sized {
     async fn open() -> Self;
+    /// With a bound on the waiting runs of all users.
+    async fn open_bounded(queued: u64) -> Self;
     fn store(&self) -> Arc<dyn Store>;
     fn advance(&self, by: Duration);
     async fn restart(self) -> Self;
@@ -39,8 +42,11 @@ pub(crate) struct Sqlite {
 
 impl Sqlite {
     async fn open_in(folder: tempfile::TempDir, clock: Arc<ManualClock>) -> Self {
+        Self::open_with(folder, clock, StoreOptions { queued_per_user: 10, ..StoreOptions::default() }).await
+    }
+
+    async fn open_with(folder: tempfile::TempDir, clock: Arc<ManualClock>, options: StoreOptions) -> Self {
         let database = crate::support::eventually("the database", || async { Database::open(folder.path()).ok() }).await;
-        let options = StoreOptions { queued_per_user: 10, ..StoreOptions::default() };
         let store = Arc::new(SqliteStore::open(database, clock.clone(), options).await.unwrap());
         Self { folder, clock, store }
     }
@@ -50,6 +56,10 @@ impl Fixture for Sqlite {
     async fn open() -> Self {
         let start = Timestamp::from_millis(1_700_000_000_000);
         Self::open_in(tempfile::tempdir().unwrap(), Arc::new(ManualClock::new(start))).await
+    }
+    async fn open_bounded(queued: u64) -> Self {
+        let clock = Arc::new(ManualClock::new(Timestamp::from_millis(1_700_000_000_000)));
+        Self::open_with(tempfile::tempdir().unwrap(), clock, StoreOptions { queued, ..StoreOptions::default() }).await
     }
     fn store(&self) -> Arc<dyn Store> {
         self.store.clone()
@@ -73,17 +83,29 @@ pub(crate) struct Firestore {
 
 impl Firestore {
     async fn open_as(google: Google, clock: Arc<ManualClock>) -> Self {
-        let options = StoreOptions { queued_per_user: 10, ..StoreOptions::default() };
+        Self::open_with(google, clock, StoreOptions { queued_per_user: 10, ..StoreOptions::default() }).await
+    }
+
+    async fn open_with(google: Google, clock: Arc<ManualClock>, options: StoreOptions) -> Self {
         let store = Arc::new(FirestoreStore::connect(&google, clock.clone(), options).await.unwrap());
         Self { google, clock, store }
     }
 }
 
+impl Firestore {
+    async fn google() -> Google {
+        let host = emulators::firestore().await.host().to_owned();
+        Google { project_id: emulators::project(), firestore_emulator: Some(host), ..Google::default() }
+    }
+}
+
 impl Fixture for Firestore {
     async fn open() -> Self {
-        let host = emulators::firestore().await.host().to_owned();
-        let google = Google { project_id: emulators::project(), firestore_emulator: Some(host), ..Google::default() };
-        Self::open_as(google, Arc::new(ManualClock::new(Timestamp::from_millis(1_700_000_000_000)))).await
+        Self::open_as(Self::google().await, Arc::new(ManualClock::new(Timestamp::from_millis(1_700_000_000_000)))).await
+    }
+    async fn open_bounded(queued: u64) -> Self {
+        let clock = Arc::new(ManualClock::new(Timestamp::from_millis(1_700_000_000_000)));
+        Self::open_with(Self::google().await, clock, StoreOptions { queued, ..StoreOptions::default() }).await
     }
     fn store(&self) -> Arc<dyn Store> {
         self.store.clone()
@@ -165,6 +187,7 @@ macro_rules! store_suite {
                 a_hundred_repeats_at_once_are_one_run,
                 a_key_is_free_again_after_a_day,
                 the_queue_of_a_user_is_bounded,
+                the_queue_of_all_is_bounded,
                 reject_refuses_a_busy_conversation,
                 interrupt_cancels_and_keeps,
                 rollback_cancels_and_forgets,
@@ -205,6 +228,14 @@ macro_rules! store_suite {
                 a_deleted_conversation_is_gone_at_once,
                 a_cursor_of_another_hand_is_refused,
                 depth_counts_what_waits_and_what_runs,
+            );
+            store_suite!(@tests $fixture; operations:
+                a_run_that_was_given_up_is_a_dead_letter,
+                engine_faults_in_a_row_are_given_up,
+                a_stray_message_is_put_aside_once,
+                a_late_message_of_a_removed_run_is_no_stray,
+                a_conversation_goes_with_the_last_of_its_runs,
+                workers_are_listed_while_they_are_heard_of,
             );
         }
     };

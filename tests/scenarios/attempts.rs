@@ -56,6 +56,7 @@ impl Worker {
             times: LeaseTimes { duration: Duration::from_secs(10), heartbeat: Duration::from_millis(200) },
             live: live.clone(),
             hand_back: CancellationToken::new(),
+            preempted: CancellationToken::new(),
             retry_later: retry_later.clone(),
         };
         let sweeper = Sweeper {
@@ -180,7 +181,7 @@ async fn a_drain_hands_back_what_does_not_finish() {
     let mut waiting = Vec::new();
     for _ in 0..2 {
         let delivery = tokio::time::timeout(Duration::from_secs(5), worker.queue.receive()).await.unwrap().unwrap();
-        waiting.push(delivery.message().run_id.clone());
+        waiting.push(delivery.message().unwrap().run_id.clone());
         delivery.ack().await;
     }
     assert!(waiting.contains(&id) && waiting.contains(&later));

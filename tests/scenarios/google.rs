@@ -7,6 +7,7 @@ mod listener;
 mod once;
 mod replaced;
 mod restart;
+mod unreachable;
 
 use serde_json::Value;
 

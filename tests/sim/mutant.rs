@@ -5,11 +5,12 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use quayside_shared::error::Result;
-use quayside_shared::ids::{ConversationId, RunId, UserId, WorkerId};
+use quayside_shared::ids::{ConversationId, DeadLetterId, RunId, UserId, WorkerId};
 use quayside_shared::run::{AttemptOutcome, Run, Status, Usage, Waiting};
 use quayside_shared::state::Finished;
 use quayside_shared::store::{
-    BadCursor, Changed, Claim, Conversation, Depth, Events, Fenced, Lease, NewRun, Page, Standing, Store, SubmitError, Submitted, Sweep, Turn, Watch,
+    BadCursor, Changed, Claim, Conversation, DeadLetter, Depth, Events, Fenced, Lease, NewRun, Page, Standing, Store, Stray, SubmitError, Submitted,
+    Sweep, Turn, Watch, WorkerReport,
 };
 
 use super::process::Life;
@@ -268,6 +269,34 @@ impl Store for Mutated {
             _ => {}
         }
         self.inner.sweep().await
+    }
+
+    async fn quarantine(&self, stray: Stray) -> Result<()> {
+        self.inner.quarantine(stray).await
+    }
+
+    async fn dead_letters(&self, after: Option<&str>, limit: u32) -> Result<Result<Page<DeadLetter>, BadCursor>> {
+        self.inner.dead_letters(after, limit).await
+    }
+
+    async fn dead_letter(&self, id: &DeadLetterId) -> Result<Option<DeadLetter>> {
+        self.inner.dead_letter(id).await
+    }
+
+    async fn redriven(&self, id: &DeadLetterId, run: &RunId) -> Result<Option<DeadLetter>> {
+        self.inner.redriven(id, run).await
+    }
+
+    async fn report_worker(&self, report: WorkerReport) -> Result<()> {
+        self.inner.report_worker(report).await
+    }
+
+    async fn forget_worker(&self, id: &WorkerId) -> Result<()> {
+        self.inner.forget_worker(id).await
+    }
+
+    async fn workers(&self) -> Result<Vec<WorkerReport>> {
+        self.inner.workers().await
     }
 
     async fn depth(&self) -> Result<Depth> {

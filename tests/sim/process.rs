@@ -287,6 +287,7 @@ fn start(life: &Arc<Life>, slot: usize, kind: Kind, backend: Shared) {
             config: Arc::clone(&CONFIG.0),
             metrics: None,
             image_digests: ImageDigests::default(),
+            admin_key: None,
             checks: Vec::new(),
             loopback_hosts_only: false,
             drain: life.drain.clone(),
@@ -330,6 +331,7 @@ async fn work(life: Arc<Life>, store: Arc<dyn Store>, queue: Arc<dyn Queue>, run
         times: LeaseTimes { duration: config.worker.lease.get(), heartbeat: config.worker.heartbeat.get() },
         live,
         hand_back: CancellationToken::new(),
+        preempted: CancellationToken::new(),
         retry_later,
     };
     let sweeping = tokio::spawn(sweeper.run(life.drain.clone()));

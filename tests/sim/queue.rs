@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use quayside_shared::error::Result;
-use quayside_shared::queue::{Delivery, Message, Queue};
+use quayside_shared::queue::{Delivery, Message, Queue, Undecodable};
 use tokio::time::Instant;
 
 use super::mutant::Mutant;
@@ -113,7 +113,7 @@ impl Queue for FaultyQueue {
                 self.life.awake().await;
                 continue;
             }
-            let message = delivery.message().clone();
+            let message = delivery.message().expect("nobody but us publishes here").clone();
             if world.strikes(world.plan.forgotten) {
                 world.note(|| format!("the message of {} is LOST", world.name(message.run_id.as_str())));
                 delivery.ack().await;
@@ -164,8 +164,8 @@ impl FaultyDelivery {
 
 #[async_trait]
 impl Delivery for FaultyDelivery {
-    fn message(&self) -> &Message {
-        &self.message
+    fn message(&self) -> Result<&Message, &Undecodable> {
+        Ok(&self.message)
     }
 
     async fn ack(mut self: Box<Self>) {

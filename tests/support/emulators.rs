@@ -204,7 +204,8 @@ fn paths() -> BTreeMap<String, String> {
     found
 }
 
-fn free_port() -> u16 {
+/// A port of loopback that nobody has, and that Linux gives to no outgoing connection meanwhile.
+pub fn free_port() -> u16 {
     // Random, so that test processes that start side by side rarely choose the same.
     let random = || RunId::random().as_str().bytes().fold(0_u64, |sum, byte| sum.wrapping_mul(31).wrapping_add(u64::from(byte)));
     std::iter::repeat_with(|| PORTS.start + u16::try_from(random() % u64::from(PORTS.end - PORTS.start)).unwrap())

@@ -1,5 +1,7 @@
 //! A real Quayside with its own data folder, in one process or in several, and a client that speaks the contract to it.
 
+mod one;
+
 use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -56,6 +58,9 @@ image = "quayside/agent-python"
 command = ["/no/such/program"]
 "#;
 
+/// The operators' key on the Google backend.
+const ADMIN_KEY: &str = "the-key-of-the-operators";
+
 /// Where a scenario happens.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Backend {
@@ -72,7 +77,8 @@ pub struct Server {
     processes: Vec<Child>,
     slots: u32,
     folder: Option<tempfile::TempDir>,
-    config: PathBuf,
+    /// The file with its configuration.
+    pub config: PathBuf,
     data_dir: PathBuf,
     /// `http://127.0.0.1:port` of each API.
     urls: Vec<String>,
@@ -91,11 +97,13 @@ pub struct Options {
     pub heartbeat: &'static str,
     pub drain: &'static str,
     pub max_attempts: u32,
+    /// TOML for the end of `[worker]`.
+    pub worker: String,
 }
 
 impl Default for Options {
     fn default() -> Self {
-        Self { extra: String::new(), slots: 4, lease: "4s", heartbeat: "1s", drain: "20s", max_attempts: 3 }
+        Self { extra: String::new(), slots: 4, lease: "4s", heartbeat: "1s", drain: "20s", max_attempts: 3, worker: String::new() }
     }
 }
 
@@ -131,21 +139,40 @@ impl Server {
         server
     }
 
+    /// An embedded one that is not running yet: [`Server::restart`] starts it. `backend` is TOML for `[backend]`.
+    pub fn prepared(backend: &str, options: Options) -> Self {
+        Self::prepare(Backend::Embedded, backend, options)
+    }
+
     async fn start_processes(on: Backend, backend: &str, options: Options) -> Self {
+        let mut server = Self::prepare(on, backend, options);
+        server.spawn();
+        server
+    }
+
+    fn prepare(on: Backend, backend: &str, options: Options) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let data_dir = folder.path().join("data");
         let config = folder.path().join("quayside.toml");
-        let Options { extra, slots, lease, heartbeat, drain, max_attempts } = options;
+        let Options { extra, slots, lease, heartbeat, drain, max_attempts, worker } = options;
         let workers = workers(on, slots);
+        // The embedded backend makes its own.
+        let admin_key = if on == Backend::Google { format!("admin_key = \"{ADMIN_KEY}\"\n") } else { String::new() };
         let text = format!(
-            "[api]\nbind = \"127.0.0.1:0\"\n[backend]\ndata_dir = {data_dir:?}\n{backend}[worker]\nslots = {}\nlease = \"{lease}\"\nheartbeat = \"{heartbeat}\"\ndrain = \"{drain}\"\nmax_attempts = {max_attempts}\n{AGENTS}\n{extra}",
+            "[api]\nbind = \"127.0.0.1:0\"\n{admin_key}[backend]\ndata_dir = {data_dir:?}\n{backend}[worker]\nslots = {}\nlease = \"{lease}\"\nheartbeat = \"{heartbeat}\"\ndrain = \"{drain}\"\nmax_attempts = {max_attempts}\n{worker}\n{AGENTS}\n{extra}",
             slots / workers
         );
         std::fs::write(&config, text).unwrap();
         let log = folder.path().join("log");
-        let mut server = Self { on, processes: Vec::new(), slots, folder: Some(folder), config, data_dir, urls: Vec::new(), url: String::new(), log };
-        server.spawn();
-        server
+        Self { on, processes: Vec::new(), slots, folder: Some(folder), config, data_dir, urls: Vec::new(), url: String::new(), log }
+    }
+
+    /// A command that reads this server's configuration, in the folder where it is.
+    pub fn command(&self) -> Command {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_quayside"));
+        let folder = self.config.parent().expect("it is in a folder");
+        command.env_remove("QUAYSIDE_CONFIG").env("QUAYSIDE_LOG", "warn").current_dir(folder);
+        command
     }
 
     fn spawn(&mut self) {
@@ -236,6 +263,22 @@ impl Server {
     /// The process that runs containers: the only one, or the last worker.
     pub fn pid(&self) -> u32 {
         self.processes.last().expect("a process").id()
+    }
+
+    /// What opens the operators' routes.
+    pub fn admin_key(&self) -> String {
+        match self.on {
+            Backend::Embedded => std::fs::read_to_string(self.data_dir.join("admin.key")).unwrap().trim().to_owned(),
+            Backend::Google => ADMIN_KEY.to_owned(),
+        }
+    }
+
+    /// `kill -9` for the last worker.
+    pub fn kill_worker(&mut self) {
+        assert_eq!(self.on, Backend::Google);
+        let mut worker = self.processes.pop().expect("a worker");
+        worker.kill().unwrap();
+        worker.wait().unwrap();
     }
 
     pub fn data_dir(&self) -> &Path {

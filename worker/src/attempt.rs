@@ -15,7 +15,7 @@ use quayside_shared::ids::{AgentName, RunId, WorkerId};
 use quayside_shared::queue::{Delivery, Message, Queue};
 use quayside_shared::run::{AttemptOutcome, Run};
 use quayside_shared::state::Finished;
-use quayside_shared::store::{Changed, Claim, Fenced, Lease, LeaseLost, Store};
+use quayside_shared::store::{Changed, Claim, Fenced, Lease, LeaseLost, Store, Stray};
 use quayside_shared::telemetry::names;
 use tokio::sync::Notify;
 use tokio::time::Instant;
@@ -46,6 +46,8 @@ pub struct Attempts {
     pub live: LiveContainers,
     /// Set when running attempts must be handed back.
     pub hand_back: CancellationToken,
+    /// Set when the machine is being taken away: what is handed back is `preempted` then, otherwise `drained`.
+    pub preempted: CancellationToken,
     /// Told when a run is to be tried again later: the sweeper must know of that moment.
     pub retry_later: Arc<Notify>,
 }
@@ -65,7 +67,7 @@ pub enum Delivered {
 enum Ending {
     /// With the run; the text, when given, is the reply as a whole.
     Finished(Box<Finished>, Option<String>),
-    /// The run goes back: drain or engine fault.
+    /// The run goes back: drain, preemption or engine fault.
     Released(AttemptOutcome),
     /// Somebody else may hold the run by now.
     LeaseLost,
@@ -78,10 +80,15 @@ struct Leftover {
 }
 
 impl Attempts {
-    /// Handles one delivery. The slot is free again when this returns, and its container is gone.
-    pub async fn deliver(&self, delivery: Box<dyn Delivery>, slot: Slot) -> Delivered {
-        let run_id = delivery.message().run_id.clone();
-        let trace = delivery.message().trace.clone();
+    /// Handles one delivery in a slot, whose container is gone when this returns.
+    pub async fn deliver(&self, delivery: Box<dyn Delivery>, slot: &Slot) -> Delivered {
+        let (run_id, trace) = match delivery.message() {
+            Ok(message) => (message.run_id.clone(), message.trace.clone()),
+            Err(undecodable) => {
+                let stray = Stray::Undecodable(undecodable.clone());
+                return self.put_aside(stray, delivery).await;
+            }
+        };
         // Before the claim, so that no cancellation slips through in between.
         let watch = self.store.watch(&run_id);
         let claimed = Instant::now();
@@ -96,6 +103,7 @@ impl Attempts {
                 delivery.ack().await;
                 return Delivered::Done;
             }
+            Ok(Claim::Unknown) => return self.put_aside(Stray::UnknownRun(run_id), delivery).await,
             Ok(Claim::Expired(wake)) => {
                 tracing::info!(%run_id, "expired before it started");
                 self.publish(wake, &trace).await;
@@ -110,7 +118,7 @@ impl Attempts {
         };
         metrics::histogram!(names::PICKUP_SECONDS).record(Duration::from_millis(run.usage.queue_millis.unwrap_or(0)).as_secs_f64());
         let keeper = LeaseKeeper::start(Arc::clone(&self.store), lease.clone(), watch, self.times, claimed);
-        let (ending, leftover) = self.execute(&run, &lease, &keeper, &slot, claimed).await;
+        let (ending, leftover) = self.execute(&run, &lease, &keeper, slot, claimed).await;
         let engine_fault = matches!(ending, Ending::Released(AttemptOutcome::EngineFault));
         match self.record(&lease, ending, &keeper).await {
             Ok(changed) => {
@@ -156,6 +164,28 @@ impl Attempts {
                         () = tokio::time::sleep(RETRY) => {}
                     }
                 }
+            }
+        }
+    }
+
+    /// Acknowledges a message that leads nowhere once it is among the dead letters.
+    async fn put_aside(&self, stray: Stray, delivery: Box<dyn Delivery>) -> Delivered {
+        match &stray {
+            Stray::UnknownRun(run_id) => tracing::warn!(%run_id, "a message names a run that is not here; it goes to the dead letters"),
+            Stray::Undecodable(message) => {
+                tracing::warn!(message_id = message.message_id, reason = message.reason, "a message names no run; it goes to the dead letters");
+            }
+        }
+        match self.store.quarantine(stray).await {
+            Ok(()) => {
+                metrics::counter!(names::STRAY_MESSAGES).increment(1);
+                delivery.ack().await;
+                Delivered::Done
+            }
+            Err(error) => {
+                tracing::warn!(error = %chain(&error), "a dead letter could not be put aside, the message goes back");
+                delivery.nack().await;
+                Delivered::StoreFault
             }
         }
     }

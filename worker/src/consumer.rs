@@ -27,6 +27,7 @@ pub async fn consume(attempts: Arc<Attempts>, slots: Slots, drain: CancellationT
     let engine = Arc::new(engine);
     metrics::gauge!(names::SLOTS).set(f64::from(slots.total()));
     loop {
+        // Biased throughout: once the drain has begun, not one message more is taken, however many lie ready.
         let slot = tokio::select! {
             biased;
             () = drain.cancelled() => break,
@@ -54,16 +55,19 @@ pub async fn consume(attempts: Arc<Attempts>, slots: Slots, drain: CancellationT
                 continue;
             }
         };
+        let slot = slot.begin();
         let (attempts, engine, slots) = (Arc::clone(&attempts), Arc::clone(&engine), slots.clone());
         tracker.spawn(async move {
             metrics::gauge!(names::SLOTS_BUSY).set(f64::from(slots.busy()));
-            match attempts.deliver(delivery, slot).await {
+            match attempts.deliver(delivery, &slot).await {
                 Delivered::Done => {}
+                // With the slot in hand: the message went back and would be here again at once.
                 Delivered::StoreFault => tokio::time::sleep(PAUSE).await,
                 Delivered::EngineFault => {
                     engine.send_replace(false);
                 }
             }
+            drop(slot);
             metrics::gauge!(names::SLOTS_BUSY).set(f64::from(slots.busy()));
         });
     }

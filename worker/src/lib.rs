@@ -5,8 +5,10 @@
 pub mod attempt;
 pub mod consumer;
 pub mod lease;
+pub mod preemption;
 pub mod protocol;
 pub mod reply;
+pub mod report;
 pub mod runner;
 pub mod slots;
 pub mod sweeper;

@@ -1,6 +1,7 @@
 //! The numbered places of a worker: one container each.
 
 use std::collections::{BTreeSet, HashSet};
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
@@ -12,6 +13,7 @@ use crate::runner::ContainerKey;
 pub struct Slots {
     permits: Arc<Semaphore>,
     free: Arc<Mutex<BTreeSet<u32>>>,
+    busy: Arc<AtomicU32>,
     total: u32,
 }
 
@@ -20,6 +22,9 @@ pub struct Slots {
 pub struct Slot {
     number: u32,
     free: Arc<Mutex<BTreeSet<u32>>>,
+    busy: Arc<AtomicU32>,
+    /// Whether it has a message: one that waits for its message is taken, and not busy.
+    working: bool,
     _permit: OwnedSemaphorePermit,
 }
 
@@ -27,7 +32,7 @@ impl Slots {
     /// `total` slots, numbered from 0.
     #[must_use]
     pub fn new(total: u32) -> Self {
-        Self { permits: Arc::new(Semaphore::new(total as usize)), free: Arc::new(Mutex::new((0..total).collect())), total }
+        Self { permits: Arc::new(Semaphore::new(total as usize)), free: Arc::new(Mutex::new((0..total).collect())), busy: Arc::default(), total }
     }
 
     /// How many there are.
@@ -36,21 +41,30 @@ impl Slots {
         self.total
     }
 
-    /// How many are taken.
+    /// How many work on a message.
     #[must_use]
     pub fn busy(&self) -> u32 {
-        self.total.saturating_sub(u32::try_from(self.permits.available_permits()).unwrap_or(0))
+        self.busy.load(Ordering::Relaxed)
     }
 
     /// Waits for a free slot. Cancel-safe. `None` never comes: the slots are not closed.
     pub async fn take(&self) -> Option<Slot> {
         let permit = Arc::clone(&self.permits).acquire_owned().await.ok()?;
         let number = lock(&self.free).pop_first()?;
-        Some(Slot { number, free: Arc::clone(&self.free), _permit: permit })
+        Some(Slot { number, free: Arc::clone(&self.free), busy: Arc::clone(&self.busy), working: false, _permit: permit })
     }
 }
 
 impl Slot {
+    /// Its message has come.
+    #[must_use]
+    pub fn begin(mut self) -> Self {
+        if !std::mem::replace(&mut self.working, true) {
+            self.busy.fetch_add(1, Ordering::Relaxed);
+        }
+        self
+    }
+
     /// Its number; no other live slot of this worker has it.
     #[must_use]
     pub const fn number(&self) -> u32 {
@@ -60,6 +74,9 @@ impl Slot {
 
 impl Drop for Slot {
     fn drop(&mut self) {
+        if self.working {
+            self.busy.fetch_sub(1, Ordering::Relaxed);
+        }
         lock(&self.free).insert(self.number);
     }
 }
@@ -117,9 +134,12 @@ mod tests {
         let slots = Slots::new(2);
         let (a, b) = (slots.take().await.unwrap(), slots.take().await.unwrap());
         assert_ne!(a.number(), b.number());
+        assert_eq!(slots.busy(), 0, "they wait for their messages");
+        let (a, b) = (a.begin(), b.begin());
         assert_eq!(slots.busy(), 2);
         let freed = a.number();
         drop(a);
+        assert_eq!((slots.busy(), b.number()), (1, 1 - freed));
         assert_eq!(slots.take().await.unwrap().number(), freed);
     }
 

@@ -136,6 +136,24 @@ async fn over_the_quota_a_submission_is_refused_and_nothing_stored() {
 }
 
 #[tokio::test]
+async fn a_full_service_refuses_and_answers_who_was_accepted() {
+    let server = server_with(|setup| setup.config.limits.queued = 2).await;
+    let keyed = || server.submission("ann", &json!({"message": "x"})).header("idempotency-key", "k");
+    let first = answer(keyed()).await;
+    server.accepted("bob").await;
+    let refused = server.submit("eve", &json!({"message": "x"})).await;
+    refused.refused(503, "overloaded", None);
+    assert!(refused.header("retry-after").parse::<u64>().unwrap() > 0);
+    assert!(refused.json()["detail"].as_str().unwrap().contains("more runs are waiting"));
+    assert_eq!(server.stored().await, 2);
+    let again = answer(keyed()).await;
+    assert_eq!((again.status, again.header("idempotency-replayed")), (202, "true"));
+    assert_eq!(again.json()["id"], first.json()["id"]);
+    server.claim(&first.json()["id"].as_str().unwrap().parse().unwrap()).await;
+    assert_eq!(server.submit("eve", &json!({"message": "x"})).await.status, 202);
+}
+
+#[tokio::test]
 async fn cancelling_is_believed_only_when_it_has_happened() {
     let server = server().await;
     let cancel = async |id: &str| server.post("ann", &format!("/api/runs/{id}/cancel")).await;
@@ -215,6 +233,6 @@ async fn the_callers_trace_goes_with_the_message() {
     let submission = server.submission("ann", &json!({"message": "hello"})).header("traceparent", parent).header("tracestate", "vendor=1");
     assert_eq!(answer(submission).await.status, 202);
     let delivery = server.queue.receive().await.unwrap();
-    let trace: Vec<_> = delivery.message().trace.iter().map(|(key, value)| (key.as_str(), value.as_str())).collect();
+    let trace: Vec<_> = delivery.message().unwrap().trace.iter().map(|(key, value)| (key.as_str(), value.as_str())).collect();
     assert_eq!(trace, [("traceparent", parent), ("tracestate", "vendor=1")]);
 }

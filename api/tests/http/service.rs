@@ -157,6 +157,9 @@ async fn the_document_has_every_route_with_its_refusals() {
         [
             "delete /api/conversations/{id}",
             "get /",
+            "get /api/admin/dead-letters",
+            "get /api/admin/dead-letters/{id}",
+            "get /api/admin/workers",
             "get /api/agents",
             "get /api/conversations",
             "get /api/conversations/{id}",
@@ -166,6 +169,7 @@ async fn the_document_has_every_route_with_its_refusals() {
             "get /livez",
             "get /metrics",
             "get /readyz",
+            "post /api/admin/dead-letters/{id}/redrive",
             "post /api/conversation",
             "post /api/runs/{id}/cancel",
         ]

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use quayside_api::{Check, Deps, KeySource};
 use quayside_shared::clock::{Clock, ManualClock, SystemClock};
-use quayside_shared::config::Config;
+use quayside_shared::config::{Config, Secret};
 use quayside_shared::ids::{RunId, WorkerId};
 use quayside_shared::queue::Queue;
 use quayside_shared::queue::sqlite::SqliteQueue;
@@ -26,6 +26,7 @@ use tokio_util::sync::CancellationToken;
 /// No test waits longer for anything.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(30);
 pub(crate) const SECRET: &str = "sk-very-secret";
+pub(crate) const ADMIN_KEY: &str = "the-key-of-the-operators";
 
 pub(crate) struct Server {
     pub(crate) address: SocketAddr,
@@ -46,6 +47,7 @@ pub(crate) struct Server {
 pub(crate) struct Setup {
     pub(crate) config: Config,
     pub(crate) checks: Vec<Check>,
+    pub(crate) admin_key: Option<Secret>,
     /// Where tokens' keys are, for the tests of them.
     pub(crate) keys: KeySource,
     pub(crate) loopback_hosts_only: bool,
@@ -64,14 +66,21 @@ pub(crate) async fn server_with(change: impl FnOnce(&mut Setup)) -> Server {
     );
     std::fs::write(&file, agents).unwrap();
     let config = Config::load(Some(&file), []).unwrap();
-    let mut setup = Setup { config, checks: Vec::new(), keys: KeySource::default(), loopback_hosts_only: true };
+    let mut setup = Setup {
+        config,
+        checks: Vec::new(),
+        admin_key: Some(Secret::new(ADMIN_KEY.to_owned())),
+        keys: KeySource::default(),
+        loopback_hosts_only: true,
+    };
     change(&mut setup);
-    let Setup { config, checks, keys, loopback_hosts_only } = setup;
+    let Setup { config, checks, admin_key, keys, loopback_hosts_only } = setup;
     let database = Database::open(&folder.path().join("data")).unwrap();
     let clock = Arc::new(ManualClock::new(SystemClock.now()));
     let options = StoreOptions {
         queued_per_user: config.limits.queued_per_user,
         running_per_user: config.limits.running_per_user,
+        queued: config.limits.queued,
         retention: config.limits.retention.get(),
         ..StoreOptions::default()
     };
@@ -84,6 +93,7 @@ pub(crate) async fn server_with(change: impl FnOnce(&mut Setup)) -> Server {
         config: Arc::new(config),
         metrics: Some(Arc::new(|| "quayside_up 1\n".to_owned())),
         image_digests: Arc::new(RwLock::new(HashMap::from([("echo".parse().unwrap(), Some("sha256:abc".to_owned()))]))),
+        admin_key,
         checks,
         loopback_hosts_only,
         drain: drain.clone(),
@@ -167,7 +177,7 @@ impl Server {
     /// The run that the next message names; the message is done with.
     pub(crate) async fn announced(&self) -> RunId {
         let delivery = tokio::time::timeout(PATIENCE, self.queue.receive()).await.expect("a message comes").unwrap();
-        let id = delivery.message().run_id.clone();
+        let id = delivery.message().unwrap().run_id.clone();
         delivery.ack().await;
         id
     }

@@ -1,7 +1,7 @@
 //! Who is calling in the `tokens` mode: Firebase's ID tokens, and what only looks like one.
 
 mod keys;
-mod mint;
+pub(crate) mod mint;
 
 use quayside_shared::config::Auth;
 use serde_json::{Value, json};
@@ -306,22 +306,23 @@ async fn the_document_tells_what_this_server_asks_for() {
             .as_object()
             .unwrap()
             .iter()
-            .filter(|(path, _)| path.starts_with("/api/"))
+            .filter(|(path, _)| path.starts_with("/api/") && !path.starts_with("/api/admin/"))
             .flat_map(|(_, item)| item.as_object().unwrap().values())
             .map(|operation| operation["security"].to_string())
             .collect();
         (document["components"]["securitySchemes"].clone(), security.into_iter().collect::<Vec<_>>())
     };
     let (tokens, security) = schemes(&stage().await.server).await;
-    assert_eq!(tokens.as_object().unwrap().len(), 1);
+    assert_eq!(tokens.as_object().unwrap().keys().collect::<Vec<_>>(), ["admin", "token"]);
     assert_eq!((&tokens["token"]["type"], &tokens["token"]["scheme"]), (&json!("http"), &json!("bearer")));
     assert_eq!((&tokens["token"]["bearerFormat"], security), (&json!("JWT"), vec![r#"[{"token":[]}]"#.to_owned()]));
     let (header, security) = schemes(&server().await).await;
-    assert_eq!(header.as_object().unwrap().len(), 1);
+    assert_eq!(header.as_object().unwrap().keys().collect::<Vec<_>>(), ["admin", "user"]);
     assert_eq!((&header["user"]["name"], security), (&json!("X-User-Id"), vec![r#"[{"user":[]}]"#.to_owned()]));
     let both = serde_json::to_value(quayside_api::openapi()).unwrap();
     assert_eq!(both["paths"]["/api/agents"]["get"]["security"], json!([{"user": []}, {"token": []}]));
-    assert_eq!(both["components"]["securitySchemes"].as_object().unwrap().len(), 2);
+    assert_eq!(both["paths"]["/api/admin/workers"]["get"]["security"], json!([{"admin": []}]));
+    assert_eq!(both["components"]["securitySchemes"].as_object().unwrap().len(), 3);
     assert!(both["paths"]["/livez"]["get"].get("security").is_none());
 }
 

@@ -36,6 +36,12 @@ impl HumanSize {
     }
 }
 
+/// Whether `address` is the absolute address of something that is asked by HTTP without TLS.
+pub(super) fn is_http(address: &str) -> bool {
+    let parsed = address.parse::<http::Uri>();
+    parsed.is_ok_and(|uri| uri.scheme_str() == Some("http") && uri.host().is_some_and(|host| !host.is_empty()))
+}
+
 struct Text<T>(&'static str, fn(&str) -> Option<T>);
 
 impl<T> Visitor<'_> for Text<T> {

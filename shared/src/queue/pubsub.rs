@@ -20,7 +20,7 @@ use tokio_util::sync::{CancellationToken, DropGuard};
 
 use crate::config::Google;
 use crate::error::{Error, ErrorKind, Result};
-use crate::queue::{Delivery, Message, Queue};
+use crate::queue::{Delivery, Message, Queue, Undecodable};
 use incoming::{Incoming, Leased};
 use topology::Topology;
 
@@ -173,15 +173,15 @@ impl Queue for PubSubQueue {
 }
 
 struct PubSubDelivery {
-    message: Message,
+    message: Result<Message, Undecodable>,
     /// Hands the message back when it is dropped unused.
     handler: Handler,
 }
 
 #[async_trait]
 impl Delivery for PubSubDelivery {
-    fn message(&self) -> &Message {
-        &self.message
+    fn message(&self) -> Result<&Message, &Undecodable> {
+        self.message.as_ref()
     }
 
     async fn ack(self: Box<Self>) {

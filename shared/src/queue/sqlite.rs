@@ -4,17 +4,16 @@
 //! that a worker wakes without polling and a delivery costs no write. Only one process can hold the file, therefore a
 //! lease needs no clock: it is the delivery's handle, and the death of the process ends all of them at once.
 
-use std::collections::{BTreeMap, HashSet, VecDeque};
+use std::collections::{HashSet, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use async_trait::async_trait;
 use rusqlite::params;
-use rusqlite::types::Type;
 use tokio::sync::Notify;
 
 use crate::error::Result;
 use crate::ids::RunId;
-use crate::queue::{Delivery, Message, Queue};
+use crate::queue::{Delivery, Message, Queue, Undecodable};
 use crate::sqlite::Database;
 
 /// The embedded [`Queue`].
@@ -29,11 +28,14 @@ struct Pending {
     arrived: Notify,
 }
 
+/// A row, as it was understood.
+type Row = (i64, Result<Message, Undecodable>);
+
 /// What waits. A run that waits already is not put in a second time; one that is being delivered is, because its
 /// worker may have decided on what was true before.
 #[derive(Default)]
 struct Line {
-    waiting: VecDeque<(i64, Message)>,
+    waiting: VecDeque<Row>,
     runs: HashSet<RunId>,
 }
 
@@ -42,19 +44,23 @@ impl Pending {
         self.line.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn put_back(&self, pk: i64, message: Message) {
+    fn put_back(&self, (pk, message): Row) {
         {
             let mut line = self.line();
-            line.runs.insert(message.run_id.clone());
+            if let Ok(message) = &message {
+                line.runs.insert(message.run_id.clone());
+            }
             line.waiting.push_front((pk, message));
         }
         self.arrived.notify_one();
     }
 
-    fn take(&self) -> Option<(i64, Message)> {
+    fn take(&self) -> Option<Row> {
         let mut line = self.line();
         let (pk, message) = line.waiting.pop_front()?;
-        line.runs.remove(&message.run_id);
+        if let Ok(message) = &message {
+            line.runs.remove(&message.run_id);
+        }
         Some((pk, message))
     }
 }
@@ -62,30 +68,30 @@ impl Pending {
 impl SqliteQueue {
     /// A queue in `database`. Whatever was not acknowledged in an earlier life of the process waits again.
     pub async fn open(database: Database) -> Result<Self> {
-        let stored: Vec<(i64, Message)> = database
+        let stored: Vec<Row> = database
             .read(|db| {
                 db.prepare("SELECT pk, run_id, trace FROM messages ORDER BY pk")?
-                    .query_map([], |row| {
-                        let run_id = row.get_ref(1)?.as_str()?.parse().map_err(|error| conversion(1, error))?;
-                        let trace: BTreeMap<String, String> =
-                            serde_json::from_str(row.get_ref(2)?.as_str()?).map_err(|error| conversion(2, error))?;
-                        Ok((row.get(0)?, Message { run_id, trace }))
-                    })?
+                    .query_map([], |row| Ok((row.get(0)?, message(row.get(0)?, row.get_ref(1)?.as_bytes()?, row.get_ref(2)?.as_bytes()?))))?
                     .collect()
             })
             .await?;
         let pending = Pending::default();
         {
             let mut line = pending.line();
-            line.runs = stored.iter().map(|(_, message)| message.run_id.clone()).collect();
+            line.runs = stored.iter().filter_map(|(_, message)| message.as_ref().ok()).map(|message| message.run_id.clone()).collect();
             line.waiting = stored.into();
         }
         Ok(Self { database, pending: Arc::new(pending) })
     }
 }
 
-fn conversion(column: usize, error: impl std::error::Error + Send + Sync + 'static) -> rusqlite::Error {
-    rusqlite::Error::FromSqlConversionFailure(column, Type::Text, Box::new(error))
+/// What a row says. One that we did not write, or that another version wrote, must not keep the others from being read.
+fn message(pk: i64, run_id: &[u8], trace: &[u8]) -> Result<Message, Undecodable> {
+    let undecodable = |reason: String| Undecodable { message_id: pk.to_string(), reason, data: run_id.to_vec() };
+    let text = std::str::from_utf8(run_id).map_err(|_| undecodable("the run id is not UTF-8".to_owned()))?;
+    let run_id = text.parse().map_err(|error| undecodable(format!("not a run id: {error}")))?;
+    let trace = serde_json::from_slice(trace).map_err(|error| undecodable(format!("the trace context cannot be read: {error}")))?;
+    Ok(Message { run_id, trace })
 }
 
 #[async_trait]
@@ -115,7 +121,7 @@ impl Queue for SqliteQueue {
                 let mut line = pending.line();
                 for (pk, message) in stored {
                     line.runs.insert(message.run_id.clone());
-                    line.waiting.push_back((*pk, message.clone()));
+                    line.waiting.push_back((*pk, Ok(message.clone())));
                 }
                 drop(line);
                 for _ in stored {
@@ -130,15 +136,10 @@ impl Queue for SqliteQueue {
         loop {
             // Registered before looking, so that what arrives in between is not missed.
             let arrived = self.pending.arrived.notified();
-            if let Some((pk, message)) = self.pending.take() {
+            if let Some(row) = self.pending.take() {
                 // One notification may stand for several messages: pass it on.
                 self.pending.arrived.notify_one();
-                return Ok(Box::new(SqliteDelivery {
-                    pk,
-                    message: Some(message),
-                    database: self.database.clone(),
-                    pending: Arc::clone(&self.pending),
-                }));
+                return Ok(Box::new(SqliteDelivery { row: Some(row), database: self.database.clone(), pending: Arc::clone(&self.pending) }));
             }
             arrived.await;
         }
@@ -153,26 +154,26 @@ impl Queue for SqliteQueue {
 }
 
 struct SqliteDelivery {
-    pk: i64,
     /// Taken by `ack`; whatever is left when the delivery goes is put back.
-    message: Option<Message>,
+    row: Option<Row>,
     database: Database,
     pending: Arc<Pending>,
 }
 
 #[async_trait]
 impl Delivery for SqliteDelivery {
-    fn message(&self) -> &Message {
+    fn message(&self) -> Result<&Message, &Undecodable> {
         #[expect(clippy::expect_used, reason = "only `ack` and `drop` take it, and both consume the delivery")]
-        self.message.as_ref().expect("a live delivery has its message")
+        self.row.as_ref().expect("a live delivery has its message").1.as_ref()
     }
 
     async fn ack(mut self: Box<Self>) {
-        let (pk, run_id) = (self.pk, self.message.take().map(|message| message.run_id));
+        let Some((pk, message)) = self.row.take() else { return };
         let deleted = self.database.write(move |db| db.prepare_cached("DELETE FROM messages WHERE pk = ?1")?.execute([pk]), |_| {}).await;
         if let Err(error) = deleted {
             // It comes again after a restart, and finds nothing to do.
-            tracing::warn!(run_id = run_id.as_ref().map(RunId::as_str), error = %crate::error::chain(&error), "an acknowledgement was lost");
+            let run_id = message.as_ref().ok().map(|message| message.run_id.as_str());
+            tracing::warn!(run_id, error = %crate::error::chain(&error), "an acknowledgement was lost");
         }
     }
 
@@ -181,8 +182,8 @@ impl Delivery for SqliteDelivery {
 
 impl Drop for SqliteDelivery {
     fn drop(&mut self) {
-        if let Some(message) = self.message.take() {
-            self.pending.put_back(self.pk, message);
+        if let Some(row) = self.row.take() {
+            self.pending.put_back(row);
         }
     }
 }

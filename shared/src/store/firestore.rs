@@ -4,12 +4,14 @@
 //! each naming the version that was read: when another writer came first, it reads again and decides anew. No locks, no
 //! transactions that wait. Times are this machine's; workers and API instances need clocks that agree to about a second.
 
+mod backlog;
 mod change;
 mod client;
 mod codec;
 mod contention;
 mod line;
 mod listen;
+mod operations;
 mod queries;
 mod read;
 mod records;
@@ -21,6 +23,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 
+use self::backlog::Backlog;
 use self::client::{Client, Committed};
 use self::contention::{Alone, Doubts, Locks, Tries};
 use self::line::Line;
@@ -29,13 +32,13 @@ use self::records::{RunRecord, Stored, line_path, run_path};
 use crate::clock::{Clock, Timestamp};
 use crate::config::Google;
 use crate::error::Result;
-use crate::ids::{ConversationId, RunId, UserId, WorkerId};
+use crate::ids::{ConversationId, DeadLetterId, RunId, UserId, WorkerId};
 use crate::run::{AttemptOutcome, Run, Status, Waiting};
 use crate::state::Finished;
 use crate::store::hub::Hub;
 use crate::store::{
-    BadCursor, Changed, Claim, Conversation, Depth, Events, Fenced, Lease, NewRun, Page, Standing, Store, StoreOptions, SubmitError, Submitted,
-    Sweep, Turn, Watch,
+    BadCursor, Changed, Claim, Conversation, DeadLetter, Depth, Events, Fenced, Lease, NewRun, Page, Standing, Store, StoreOptions, Stray,
+    SubmitError, Submitted, Sweep, Turn, Watch, WorkerReport,
 };
 
 /// The [`Store`] on Google Cloud.
@@ -46,6 +49,7 @@ pub struct FirestoreStore {
     options: StoreOptions,
     locks: Locks,
     doubts: Doubts,
+    backlog: Backlog,
     listening: Listening,
 }
 
@@ -59,7 +63,7 @@ impl FirestoreStore {
         let client = Client::connect(google).await?;
         let hub = Arc::new(Hub::default());
         let listening = Listening::start(client.clone(), Arc::clone(&hub));
-        Ok(Self { client, clock, hub, options, locks: Locks::default(), doubts: Doubts::default(), listening })
+        Ok(Self { client, clock, hub, options, locks: Locks::default(), doubts: Doubts::default(), backlog: Backlog::default(), listening })
     }
 
     fn now(&self) -> Timestamp {
@@ -81,13 +85,17 @@ impl FirestoreStore {
         Stored::or_new(found, path, || Line::new(user.clone()))
     }
 
-    /// Writes a changed run, and its user's line to match.
-    async fn save(&self, run: &mut Stored<RunRecord>, line: &mut Stored<Line>) -> Result<Committed> {
+    /// Writes a run that was in `before`, its user's line to match, and a dead letter when it has been given up.
+    async fn save(&self, before: Status, run: &mut Stored<RunRecord>, line: &mut Stored<Line>) -> Result<Committed> {
         let now = self.now();
         run.record.settle(now, &self.options);
         line.record.follow(&run.record.run);
         line.record.settle(now, &self.options);
-        self.client.commit(vec![self.run_write(run)?, self.line_write(line)?]).await
+        let mut writes = vec![self.run_write(run)?, self.line_write(line)?];
+        if !before.is_terminal() {
+            writes.extend(self.burial(&run.record.run, now)?);
+        }
+        self.client.commit(writes).await
     }
 
     /// The whole run but its message, which never changes.
@@ -187,6 +195,34 @@ impl Store for FirestoreStore {
 
     async fn sweep(&self) -> Result<Sweep> {
         self.sweep_once().await
+    }
+
+    async fn quarantine(&self, stray: Stray) -> Result<()> {
+        self.put_aside(&stray).await
+    }
+
+    async fn dead_letters(&self, after: Option<&str>, limit: u32) -> Result<Result<Page<DeadLetter>, BadCursor>> {
+        self.read_dead_letters(after, limit).await
+    }
+
+    async fn dead_letter(&self, id: &DeadLetterId) -> Result<Option<DeadLetter>> {
+        self.read_dead_letter(id).await
+    }
+
+    async fn redriven(&self, id: &DeadLetterId, run: &RunId) -> Result<Option<DeadLetter>> {
+        self.note_redriven(id, run).await
+    }
+
+    async fn report_worker(&self, report: WorkerReport) -> Result<()> {
+        self.keep_report(report).await
+    }
+
+    async fn forget_worker(&self, id: &WorkerId) -> Result<()> {
+        self.drop_report(id).await
+    }
+
+    async fn workers(&self) -> Result<Vec<WorkerReport>> {
+        self.read_workers().await
     }
 
     async fn depth(&self) -> Result<Depth> {

@@ -4,6 +4,7 @@
 //! come between. The epoch of a lease still fences, because a worker may act on what it read long ago.
 
 mod change;
+mod operations;
 mod read;
 mod rows;
 mod submit;
@@ -16,14 +17,14 @@ use async_trait::async_trait;
 
 use crate::clock::Clock;
 use crate::error::{Error, ErrorKind, Result};
-use crate::ids::{ConversationId, RunId, UserId, WorkerId};
+use crate::ids::{ConversationId, DeadLetterId, RunId, UserId, WorkerId};
 use crate::run::{AttemptOutcome, Run, Status, Waiting};
 use crate::sqlite::Database;
 use crate::state::Finished;
 use crate::store::hub::Hub;
 use crate::store::{
-    BadCursor, Changed, Claim, Conversation, Depth, Events, Fenced, Lease, NewRun, Page, Standing, Store, StoreOptions, SubmitError, Submitted,
-    Sweep, Turn, Watch,
+    BadCursor, Changed, Claim, Conversation, DeadLetter, Depth, Events, Fenced, Lease, NewRun, Page, Standing, Store, StoreOptions, Stray,
+    SubmitError, Submitted, Sweep, Turn, Watch, WorkerReport,
 };
 
 /// The embedded [`Store`].
@@ -69,8 +70,9 @@ impl Store for SqliteStore {
     async fn submit(&self, new: NewRun) -> Result<Submitted, SubmitError> {
         let (context, hub) = (self.context(), Arc::clone(&self.hub));
         let prepared = submit::prepare(new, &context).map_err(|error| Error::new(ErrorKind::Internal, "preparing a run").with_source(error))?;
+        let database = self.database.clone();
         let written = self.database.write(
-            move |db| submit::submit(db, &prepared, &context),
+            move |db| submit::submit(db, &prepared, &context, &database),
             move |outcome| {
                 if let Ok(accepted) = outcome {
                     Self::signal(&hub, &accepted.cancelled);
@@ -111,6 +113,7 @@ impl Store for SqliteStore {
     }
 
     async fn claim(&self, id: &RunId, worker: &WorkerId, duration: Duration) -> Result<Claim> {
+        self.database.refuse_starting()?;
         let (id, worker, context, hub) = (id.clone(), worker.clone(), self.context(), Arc::clone(&self.hub));
         let signalled = id.clone();
         let written = self.database.write(
@@ -118,7 +121,7 @@ impl Store for SqliteStore {
             move |claim| match claim {
                 Claim::Claimed(..) | Claim::Waiting(_) => hub.signal(&signalled, false, false),
                 Claim::Expired(_) => hub.signal(&signalled, false, true),
-                Claim::Nothing => {}
+                Claim::Nothing | Claim::Unknown => {}
             },
         );
         written.await
@@ -206,12 +209,47 @@ impl Store for SqliteStore {
         written.await.map(|(sweep, _)| sweep)
     }
 
+    async fn quarantine(&self, stray: Stray) -> Result<()> {
+        let context = self.context();
+        self.database.write(move |db| operations::quarantine(db, &stray, &context), |()| {}).await
+    }
+
+    async fn dead_letters(&self, after: Option<&str>, limit: u32) -> Result<Result<Page<DeadLetter>, BadCursor>> {
+        let after = after.map(str::to_owned);
+        self.database.read(move |db| operations::dead_letters(db, after.as_deref(), limit)).await
+    }
+
+    async fn dead_letter(&self, id: &DeadLetterId) -> Result<Option<DeadLetter>> {
+        let id = id.clone();
+        self.database.read(move |db| operations::dead_letter(db, &id)).await
+    }
+
+    async fn redriven(&self, id: &DeadLetterId, run: &RunId) -> Result<Option<DeadLetter>> {
+        let (id, run, now) = (id.clone(), run.clone(), self.clock.now());
+        self.database.write(move |db| operations::redriven(db, &id, &run, now), |_| {}).await
+    }
+
+    async fn report_worker(&self, report: WorkerReport) -> Result<()> {
+        let report = WorkerReport { seen_at: self.clock.now(), ..report };
+        self.database.write(move |db| operations::report_worker(db, &report), |()| {}).await
+    }
+
+    async fn forget_worker(&self, id: &WorkerId) -> Result<()> {
+        let id = id.clone();
+        self.database.write(move |db| operations::forget_worker(db, &id), |()| {}).await
+    }
+
+    async fn workers(&self) -> Result<Vec<WorkerReport>> {
+        let now = self.clock.now();
+        self.database.read(move |db| operations::workers(db, now)).await
+    }
+
     async fn depth(&self) -> Result<Depth> {
         self.database.read(read::depth).await
     }
 
     async fn ping(&self) -> Result<()> {
-        self.database.write(|_| Ok(()), |()| {}).await
+        self.database.ping().await
     }
 
     fn append_interval(&self) -> Duration {

@@ -39,6 +39,10 @@ impl OnDocker {
         Self { runner, instance, client }
     }
 
+    pub fn docker_runner(&self) -> &DockerRunner {
+        &self.runner
+    }
+
     /// The owner label of its containers.
     pub fn instance(&self) -> &str {
         &self.instance
@@ -85,7 +89,7 @@ impl OnDocker {
     }
 }
 
-fn python(program: &str) -> Vec<String> {
+pub fn python(program: &str) -> Vec<String> {
     ["python3", "-u", "-c", program].map(str::to_owned).to_vec()
 }
 
@@ -345,21 +349,6 @@ async fn a_volume_of_the_image_is_refused_before_the_start() {
         volumes.expect("the removal of the image");
         assert_eq!(fault.kind(), FaultKind::Refused);
         assert!(fault.to_string().contains("Mounts"), "{fault}");
-    })
-    .await;
-}
-
-#[tokio::test]
-async fn a_container_killed_by_somebody_else_is_reported() {
-    check(OnDocker::new(), async |fixture| {
-        let spec = fixture.spec(&Behaviour::Hang);
-        let mut sandbox = fixture.runner.launch(&spec).await.unwrap();
-        sandbox.send(Bytes::new()).unwrap();
-        fixture.client.kill_container(&OnDocker::name_of(&spec), None::<bollard::query_parameters::KillContainerOptions>).await.unwrap();
-        assert!(within(Duration::from_secs(10), "the end of the output", sandbox.next_output()).await.is_none());
-        let exit = sandbox.wait().await.unwrap();
-        assert_eq!((exit.code, exit.oom), (137, false));
-        sandbox.remove().await.unwrap();
     })
     .await;
 }

@@ -87,6 +87,31 @@ pub(crate) async fn the_queue_of_a_user_is_bounded<F: Fixture>() {
     submit(&*store, alone("u")).await;
 }
 
+pub(crate) async fn the_queue_of_all_is_bounded<F: Fixture>() {
+    let fixture = F::open_bounded(6).await;
+    let store = fixture.store();
+    let mut accepted = Vec::new();
+    for number in 0..6 {
+        accepted.push(submit(&*store, with_key(alone(&format!("user-{}", number % 3)), &number.to_string(), 1)).await);
+    }
+    for name in ["user-0", "somebody-new"] {
+        let refused = alone(name);
+        let (id, conversation) = (refused.id.clone(), refused.conversation_id.clone());
+        assert!(matches!(store.submit(refused).await, Err(SubmitError::Overloaded { limit: 6 })));
+        assert!(store.run(&id).await.unwrap().is_none(), "nothing half-accepted");
+        assert!(store.conversation(&user(name), &conversation).await.unwrap().is_none(), "nothing half-accepted");
+    }
+    // Who was accepted hears so again, however full it is.
+    let again = store.submit(with_key(alone("user-0"), "0", 1)).await.unwrap();
+    assert!(again.replayed && again.run.id == accepted[0]);
+    assert_eq!(store.depth().await.unwrap().queued, 6);
+    claim(&*store, &accepted[0]).await;
+    submit(&*store, alone("somebody-new")).await;
+    assert!(matches!(store.submit(alone("user-1")).await, Err(SubmitError::Overloaded { .. })), "full again");
+    store.cancel(&accepted[1]).await.unwrap();
+    submit(&*store, alone("user-1")).await;
+}
+
 pub(crate) async fn reject_refuses_a_busy_conversation<F: Fixture>() {
     let fixture = F::open().await;
     let store = fixture.store();

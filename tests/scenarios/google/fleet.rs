@@ -202,6 +202,7 @@ async fn work(google: Google, agents: BTreeMap<quayside_shared::ids::AgentName, 
         times: LeaseTimes { duration: LEASE, heartbeat: HEARTBEAT },
         live,
         hand_back: CancellationToken::new(),
+        preempted: CancellationToken::new(),
         retry_later,
     };
     consume(Arc::new(attempts), Slots::new(SLOTS), never, Duration::from_secs(5)).await;

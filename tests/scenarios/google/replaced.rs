@@ -10,8 +10,8 @@ use crate::support::server::{Backend, Event, Options, Server, User, parse_events
 
 use super::{assert_completed_once, outcomes};
 
-/// Half a second a word, so that it is under way when the processes die.
-const SPEECH: &str = "for word in 1 2 3 4 5 6 7 8 9 10 11 12; do echo $word; sleep 0.5; done";
+/// Slow, so that it is under way when the processes die, on a busy machine too.
+const SPEECH: &str = "for word in 1 2 3 4 5 6 7 8 9 10 11 12; do echo $word; sleep 1.5; done";
 const SPOKEN: &str = "1\n2\n3\n4\n5\n6\n7\n8\n9\n10\n11\n12\n";
 const GONE: usize = 0;
 const STAYS: usize = 1;

@@ -36,7 +36,7 @@ enum Interrupt {
     LeaseLost,
     Cancelled,
     TimedOut,
-    HandBack,
+    HandBack(AttemptOutcome),
 }
 
 /// What was seen of the container's output.
@@ -132,7 +132,7 @@ impl Attempts {
         self.clean_up(run, announced, keeper, None).await;
         match interrupt {
             Interrupt::LeaseLost => Ending::LeaseLost,
-            Interrupt::HandBack => Ending::Released(AttemptOutcome::Drained),
+            Interrupt::HandBack(outcome) => Ending::Released(outcome),
             Interrupt::Cancelled => Ending::Finished(finished(AttemptOutcome::Cancelled, None), None),
             Interrupt::TimedOut => Ending::Finished(finished(AttemptOutcome::TimedOut, None), None),
         }
@@ -178,8 +178,13 @@ impl Attempts {
             () = keeper.lost.cancelled() => Interrupt::LeaseLost,
             () = keeper.cancelling.cancelled() => Interrupt::Cancelled,
             () = timed_out => Interrupt::TimedOut,
-            () = self.hand_back.cancelled() => Interrupt::HandBack,
+            () = self.hand_back.cancelled() => Interrupt::HandBack(self.handed_back()),
         }
+    }
+
+    /// Why runs are handed back. The notice and the signal of a machine that goes away come in any order.
+    fn handed_back(&self) -> AttemptOutcome {
+        if self.preempted.is_cancelled() { AttemptOutcome::Preempted } else { AttemptOutcome::Drained }
     }
 
     /// Kills until the engine confirms it. Only a lost lease ends the trying: `cancelled` must not be said before. Says
@@ -262,7 +267,7 @@ async fn exited(agent: &Agent, exit: &Exit, heard: Heard, writer: ReplyWriter, m
 async fn interrupted(agent: &Agent, interrupt: Interrupt, run: &Run, heard: Heard, writer: ReplyWriter, mut usage: Usage) -> Ending {
     let outcome = match interrupt {
         Interrupt::LeaseLost => return Ending::LeaseLost,
-        Interrupt::HandBack => return Ending::Released(AttemptOutcome::Drained),
+        Interrupt::HandBack(outcome) => return Ending::Released(outcome),
         Interrupt::Cancelled => AttemptOutcome::Cancelled,
         Interrupt::TimedOut => AttemptOutcome::TimedOut,
     };

@@ -3,7 +3,7 @@
 //! A launch is: create, inspect what the engine made of it, attach, start. Whatever of it fails removes the container
 //! again; what a crash leaves behind carries our labels, and the sweeper finds it. The end of a container is asked for
 //! after its start returned, so that no exit is missed; the engine's own removal at exit is never used, because it loses
-//! the exit code and the reason of fast ones.
+//! the exit code and the reason of fast ones. Whether it was the program's own end is told by the engine's events.
 
 mod container;
 mod engine;
@@ -14,6 +14,7 @@ mod sandbox;
 mod settings;
 mod sweep;
 mod usage;
+mod watch;
 
 use std::sync::Arc;
 
@@ -44,6 +45,7 @@ pub struct DockerRunner {
     options: DockerOptions,
     engine: Arc<Engine>,
     programs: launch::KnownPrograms,
+    watch: Arc<watch::EngineWatch>,
 }
 
 impl DockerRunner {
@@ -61,7 +63,7 @@ impl DockerRunner {
             return Err(Fault::new(FaultKind::Refused, sentence));
         }
         let engine = Arc::new(Engine::new(options.host.clone())?);
-        Ok(Self { options, engine, programs: launch::KnownPrograms::default() })
+        Ok(Self { options, engine, programs: launch::KnownPrograms::default(), watch: Arc::default() })
     }
 }
 
@@ -77,6 +79,7 @@ impl Runner for DockerRunner {
 
     async fn ping(&self) -> Result<EngineInfo, Fault> {
         let docker = self.engine.client().await?;
+        self.watch.ensure(&docker, &self.options.instance);
         let version = self.engine.call(QUICK, docker.version()).await;
         let version = version.map_err(|error| engine::fault("asking for its version", error))?;
         let mut description =

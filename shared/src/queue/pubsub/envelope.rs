@@ -4,15 +4,13 @@ use std::collections::BTreeMap;
 
 use google_cloud_pubsub::model::Message as Envelope;
 
-use crate::queue::Message;
+use crate::ids::RunId;
+use crate::queue::{Message, Undecodable};
 
 /// The attributes of the trace context; others, which the service or a stranger added, are not ours to pass on.
 const TRACE: [&str; 2] = ["traceparent", "tracestate"];
-/// Why a dead letter is one.
-pub(super) const REASON: &str = "reason";
-/// What Pub/Sub takes: longer values and more attributes refuse the whole message.
+/// What Pub/Sub takes: a longer value refuses the whole message.
 const MAX_VALUE: usize = 1024;
-const MAX_ATTRIBUTES: usize = 100;
 
 /// A trace context that the service would refuse is left out: a trace is worth less than a run.
 pub(super) fn encode(message: &Message) -> Envelope {
@@ -21,27 +19,25 @@ pub(super) fn encode(message: &Message) -> Envelope {
 }
 
 /// The message, or why this is none.
-pub(super) fn decode(envelope: &Envelope) -> Result<Message, String> {
-    let text = std::str::from_utf8(&envelope.data).map_err(|_| "the data is not UTF-8".to_owned())?;
-    let run_id = text.parse().map_err(|error| format!("the data is not a run id: {error}"))?;
-    let trace: BTreeMap<String, String> =
-        TRACE.iter().filter_map(|name| Some(((*name).to_owned(), envelope.attributes.get(*name)?.clone()))).collect();
-    Ok(Message { run_id, trace })
+pub(super) fn decode(envelope: Envelope) -> Result<Message, Undecodable> {
+    match run_id(&envelope.data) {
+        Ok(run_id) => {
+            let trace: BTreeMap<String, String> =
+                TRACE.iter().filter_map(|name| Some(((*name).to_owned(), envelope.attributes.get(*name)?.clone()))).collect();
+            Ok(Message { run_id, trace })
+        }
+        Err(reason) => Err(Undecodable { message_id: envelope.message_id, reason, data: envelope.data.to_vec() }),
+    }
 }
 
-/// The same data and attributes with the reason.
-pub(super) fn dead_letter(mut envelope: Envelope, reason: &str) -> Envelope {
-    let mut attributes: Vec<(String, String)> = envelope.attributes.drain().filter(|(name, _)| name != REASON).collect();
-    attributes.sort();
-    attributes.truncate(MAX_ATTRIBUTES - 1);
-    attributes.push((REASON.to_owned(), reason.to_owned()));
-    Envelope::new().set_data(envelope.data).set_attributes(attributes)
+fn run_id(data: &[u8]) -> Result<RunId, String> {
+    let text = std::str::from_utf8(data).map_err(|_| "the data is not UTF-8".to_owned())?;
+    text.parse().map_err(|error| format!("the data is not a run id: {error}"))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::ids::RunId;
 
     #[test]
     fn what_is_sent_is_what_arrives() {
@@ -51,7 +47,7 @@ mod tests {
         let mut envelope = encode(&message);
         assert_eq!(envelope.attributes.len(), 2);
         envelope.attributes.insert("CloudPubSubDeadLetterSourceDeliveryCount".into(), "5".into());
-        assert_eq!(decode(&envelope).unwrap(), message);
+        assert_eq!(decode(envelope).unwrap(), message);
     }
 
     #[test]
@@ -65,18 +61,9 @@ mod tests {
     #[test]
     fn what_names_no_run_says_why() {
         for (data, reason) in [(&b"\xff"[..], "UTF-8"), (b"", "run id"), (b"run_short", "run id"), (b"{\"run\":1}", "run id")] {
-            let error = decode(&Envelope::new().set_data(data.to_vec())).unwrap_err();
-            assert!(error.contains(reason), "{error}");
+            let error = decode(Envelope::new().set_data(data.to_vec()).set_message_id("7")).unwrap_err();
+            assert!(error.reason.contains(reason), "{error:?}");
+            assert_eq!((error.message_id.as_str(), error.data.as_slice()), ("7", data));
         }
-    }
-
-    #[test]
-    fn a_dead_letter_keeps_what_it_was_within_the_limits() {
-        let original = Envelope::new().set_data("x").set_attributes((0..MAX_ATTRIBUTES).map(|n| (format!("k{n:03}"), n.to_string())));
-        let letter = dead_letter(original, "because");
-        assert_eq!(letter.data, "x");
-        assert_eq!(letter.attributes.len(), MAX_ATTRIBUTES);
-        assert_eq!(letter.attributes["k000"], "0");
-        assert_eq!(letter.attributes[REASON], "because");
     }
 }

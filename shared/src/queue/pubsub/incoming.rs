@@ -21,7 +21,7 @@ use tokio_util::task::TaskTracker;
 use super::envelope;
 use super::topology::Topology;
 use crate::error::{Error, ErrorKind, Result, chain};
-use crate::queue::Message;
+use crate::queue::{Message, Undecodable};
 
 /// Leases are prolonged by so much at a time: the wait for the messages of a worker that died.
 const LEASE: Duration = Duration::from_secs(15);
@@ -42,7 +42,7 @@ const GOOD: Duration = Duration::from_secs(10);
 
 /// A message that waits here. Dropping it hands it back.
 pub(super) struct Leased {
-    pub(super) message: Message,
+    pub(super) message: Result<Message, Undecodable>,
     pub(super) handler: Handler,
 }
 
@@ -294,41 +294,8 @@ impl Incoming {
         }
     }
 
-    fn accept(self: &Arc<Self>, envelope: Envelope, handler: Handler) {
-        match envelope::decode(&envelope) {
-            Ok(message) => self.put(Leased { message, handler }),
-            Err(reason) => {
-                tracing::warn!(message_id = envelope.message_id, reason, "a message names no run; it goes to the dead letters");
-                self.tasks.spawn(Arc::clone(self).bury(envelope::dead_letter(envelope, &reason), handler));
-            }
-        }
-    }
-
-    /// Keeps the message leased until its copy is in the other topic: nothing is lost, and nothing comes again and again.
-    async fn bury(self: Arc<Self>, letter: Envelope, handler: Handler) {
-        let pauses = backoff::ExponentialBackoffBuilder::new()
-            .with_initial_interval(Duration::from_secs(1))
-            .with_max_interval(Duration::from_secs(60))
-            .with_max_elapsed_time(None)
-            .build();
-        let publish = || async { self.publish_dead_letter(letter.clone()).await.map_err(backoff::Error::transient) };
-        let buried = backoff::future::retry_notify(pauses, publish, |error: Error, _| {
-            tracing::warn!(error = %chain(&error), "a dead letter could not be put aside, trying again");
-        });
-        tokio::select! {
-            biased;
-            // Handed back by the drop.
-            () = self.stop.cancelled() => {}
-            _ = buried => handler.ack(),
-        }
-    }
-
-    async fn publish_dead_letter(&self, letter: Envelope) -> Result<()> {
-        let Err(error) = self.topology.buried.publish(letter).await else { return Ok(()) };
-        if let Err(error) = self.topology.ensure().await {
-            tracing::debug!(error = %chain(&error), "the topics and subscriptions could not be ensured");
-        }
-        Err(Error::new(ErrorKind::Unavailable, "publishing a dead letter").with_source(error))
+    fn accept(&self, envelope: Envelope, handler: Handler) {
+        self.put(Leased { message: envelope::decode(envelope), handler });
     }
 }
 

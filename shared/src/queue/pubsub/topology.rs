@@ -42,8 +42,6 @@ pub(super) struct Topology {
     subscriptions: SubscriptionAdmin,
     /// To the topic of runs.
     pub(super) runs: Publisher,
-    /// To the topic of dead letters.
-    pub(super) buried: Publisher,
     ensured: Mutex<Option<Instant>>,
 }
 
@@ -74,7 +72,6 @@ impl Topology {
         let (topic, dead_letters) = (path("topics", &google.topic), path("topics", &google.dead_letter_topic));
         Ok(Self {
             runs: base.publisher(&topic).set_delay_threshold(GATHER).build(),
-            buried: base.publisher(&dead_letters).set_delay_threshold(GATHER).build(),
             topics: topics.build().await.map_err(failed)?,
             subscriptions: subscriptions.build().await.map_err(failed)?,
             subscription: path("subscriptions", &google.subscription),
@@ -134,7 +131,7 @@ impl Topology {
         };
         backoff::future::retry_notify(pauses, attempt, |error: Error, pause: Duration| {
             let retry_ms = u64::try_from(pause.as_millis()).unwrap_or(u64::MAX);
-            tracing::debug!(error = %crate::error::chain(&error), retry_ms, "Pub/Sub is not ready");
+            tracing::warn!(error = %crate::error::chain(&error), retry_ms, "Pub/Sub does not answer yet");
         })
         .await
     }

@@ -50,10 +50,11 @@ impl FirestoreStore {
                 turn = Some(self.turn(&path, &tries).await?);
             }
             let mut line = tries.within(self.line(&run.record.run.user_id)).await?;
+            let before = run.record.run.status;
             match decide(&mut run.record, &line.record, self.now()) {
                 Decision::Leave(answer) => return Ok(Some((answer, run.record, line.record))),
                 Decision::Write(answer) => {
-                    if self.save(&mut run, &mut line).await? == Committed::Done {
+                    if self.save(before, &mut run, &mut line).await? == Committed::Done {
                         self.signal(&run.record.run);
                         return Ok(Some((answer, run.record, line.record)));
                     }
@@ -95,6 +96,7 @@ impl FirestoreStore {
             }
         });
         Ok(match decided.await? {
+            None if !self.was_removed(id).await? => Claim::Unknown,
             None | Some((Came::Nothing, ..)) => Claim::Nothing,
             Some((Came::Waiting(reason), ..)) => Claim::Waiting(reason),
             Some((Came::Expired, _, line)) => Claim::Expired(line.startable(&self.options, self.now())),

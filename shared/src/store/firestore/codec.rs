@@ -19,8 +19,20 @@ use crate::error::{Error, ErrorKind, Result};
 pub(super) type Fields = HashMap<String, Value>;
 
 /// Fields that hold a time, wherever they stand.
-const TIMES: [&str; 10] =
-    ["createdAt", "updatedAt", "startedAt", "finishedAt", "expireAt", "endedAt", "expiresAt", "notBefore", "startBy", "publishedAt"];
+const TIMES: [&str; 12] = [
+    "createdAt",
+    "updatedAt",
+    "startedAt",
+    "finishedAt",
+    "expireAt",
+    "endedAt",
+    "expiresAt",
+    "notBefore",
+    "startBy",
+    "publishedAt",
+    "redrivenAt",
+    "seenAt",
+];
 /// The client's own words: kept as JSON text, because Firestore refuses some names of fields.
 const FREE: &str = "metadata";
 const FREE_AS_TEXT: &str = "metadataJson";

@@ -124,6 +124,20 @@ pub(super) fn conversations(user: &UserId, cursor: Option<(Timestamp, String)>, 
     query
 }
 
+/// Dead letters that nobody has redriven, the newest first, after `cursor`: its time and its document's full name. An index
+/// on a time, for once: few are written.
+pub(super) fn dead_letters(cursor: Option<(Timestamp, String)>, limit: usize) -> StructuredQuery {
+    let order_by = vec![order("createdAt", Direction::Descending), order(NAME, Direction::Descending)];
+    let mut query = select("deadLetters", vec![equal("open", flag(true))], order_by, limit);
+    query.start_at = cursor.map(|(time, name)| Cursor { values: vec![time_value(time), reference(name)], before: false });
+    query
+}
+
+/// What every worker says of itself.
+pub(super) fn workers() -> StructuredQuery {
+    select("workers", vec![], vec![], 0)
+}
+
 /// Deleted conversations whose runs are still to be removed.
 pub(super) fn trash(limit: usize) -> StructuredQuery {
     select("trash", vec![], vec![], limit)
@@ -165,6 +179,8 @@ mod tests {
             runs_of("k", 1),
             conversations(&user, None, 1),
             trash(1),
+            dead_letters(None, 1),
+            workers(),
             pieces("deltas", "a".into(), "b".into(), 1),
             pieces("final", "a".into(), "b".into(), 1),
             piece_names("deltas", 1),
@@ -278,12 +294,15 @@ mod tests {
             ("conversations", &["createdAt", "updatedAt", "title"]),
             ("lines", &["entries"]),
             ("idempotency", &["expireAt"]),
+            ("removed", &["expireAt"]),
+            ("deadLetters", &["expireAt", "detail", "data"]),
+            ("workers", &["expireAt", "seenAt", "startedAt"]),
         ] {
             for path in paths {
                 assert!(!kept(collection, path), "{collection}.{path} rises or is long: exempt it");
             }
         }
-        for collection in ["runs", "deltas", "final", "idempotency"] {
+        for collection in ["runs", "deltas", "final", "idempotency", "removed", "deadLetters", "workers"] {
             let ttl = file["fieldOverrides"]
                 .as_array()
                 .unwrap()

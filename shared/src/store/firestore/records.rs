@@ -8,6 +8,9 @@
 //! lines/{hash}                          a user's unfinished runs in order: who may start is decided on it alone
 //! idempotency/{hash}                    which run a key made
 //! trash/{key}                           a deleted conversation whose runs are still to be removed
+//! removed/{run id}                      a run that is gone, as long as a message of it may live
+//! deadLetters/{run id, msg_…}           what was put aside for people
+//! workers/{worker id}                   what a worker says of itself
 //! ```
 //!
 //! Names are random or hashed, because neighbouring names make hot spots. No index is on a time: what has to be found

@@ -23,6 +23,8 @@ struct Read {
     conversation: Stored<ConversationRecord>,
     key: Option<(Stored<KeyRecord>, bool)>,
     queued: u64,
+    /// Whether as many runs of all users wait as are taken.
+    full: bool,
 }
 
 impl FirestoreStore {
@@ -49,7 +51,9 @@ impl FirestoreStore {
         let line = Stored::or_new(next(), line, || Line::new(new.user_id.clone()))?;
         let conversation = Stored::or_new(next(), conversation, || self.conversation_of(new))?;
         let key = new.idempotency.as_ref().zip(key).map(|(idempotency, path)| self.key_of(new, idempotency, path, next())).transpose()?;
-        Ok(Read { line, conversation, key, queued: queued? })
+        let queued = queued?;
+        let full = self.backlog.is_full(&self.client, queued, self.options.queued).await?;
+        Ok(Read { line, conversation, key, queued, full })
     }
 
     fn conversation_of(&self, new: &NewRun) -> ConversationRecord {
@@ -79,7 +83,7 @@ impl FirestoreStore {
 
     async fn try_submit(&self, new: &NewRun, read: Read) -> Tried {
         let now = self.now();
-        let Read { mut line, mut conversation, mut key, queued } = read;
+        let Read { mut line, mut conversation, mut key, queued, full } = read;
         if let Some(((stored, known), idempotency)) = key.as_mut().zip(new.idempotency.as_ref()) {
             if *known && stored.record.expire_at > now {
                 // A key whose run was deleted since is free again.
@@ -101,6 +105,9 @@ impl FirestoreStore {
         let limit = self.options.queued_per_user;
         if line.record.queued() >= limit as usize {
             return Err(SubmitError::QueueFull { limit });
+        }
+        if full {
+            return Err(SubmitError::Overloaded { limit: self.options.queued });
         }
         let active: Vec<RunId> = line.record.of_conversation(&conversation.record.key).map(|entry| entry.run.clone()).collect();
         if new.multitask == MultitaskStrategy::Reject && !active.is_empty() {

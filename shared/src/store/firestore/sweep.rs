@@ -137,14 +137,20 @@ impl FirestoreStore {
             let conversation = found.pop().flatten();
             // Another sweeper was faster: it has counted the run off, too.
             let Some(Found { version, .. }) = found.pop().flatten() else { return Ok(()) };
-            let mut writes = vec![self.client.delete(&stored.path, version)];
+            let mut writes = vec![self.client.delete(&stored.path, version), self.obituary(&run.id, self.now())?];
             if !run.rolled_back
                 && let Some(conversation) = conversation
             {
                 let mut conversation: Stored<ConversationRecord> = Stored::decode(conversation)?;
                 if conversation.record.key == stored.record.conversation_key {
                     conversation.record.run_count = conversation.record.run_count.saturating_sub(1);
-                    writes.push(self.client.write(&path, codec::encode(&conversation.record)?, conversation.version));
+                    // One that has lost all of its runs to their age has nothing left to show.
+                    let over = conversation.record.run_count == 0 && conversation.record.updated_at + self.options.retention <= self.now();
+                    writes.push(if over {
+                        self.client.delete(&path, conversation.version)
+                    } else {
+                        self.client.write(&path, codec::encode(&conversation.record)?, conversation.version)
+                    });
                 }
             }
             if self.client.commit(writes).await? == Committed::Done {

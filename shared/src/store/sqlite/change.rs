@@ -4,8 +4,8 @@ use std::time::Duration;
 
 use rusqlite::{Connection, OptionalExtension, params};
 
-use super::Context;
 use super::rows::{RUN_COLUMNS, Stored, drop_reply, has_active_predecessor, load, running_of_user, save, startable, stored};
+use super::{Context, operations};
 use crate::clock::Timestamp;
 use crate::ids::{ConversationId, RunId, UserId, WorkerId};
 use crate::run::{AttemptOutcome, Run, Status, WaitingReason};
@@ -17,7 +17,9 @@ pub(super) fn end_all_leases(db: &Connection, now: Timestamp) -> rusqlite::Resul
 }
 
 pub(super) fn claim(db: &Connection, id: &RunId, worker: &WorkerId, duration: Duration, context: &Context) -> rusqlite::Result<Claim> {
-    let Some(mut found) = load(db, id)? else { return Ok(Claim::Nothing) };
+    let Some(mut found) = load(db, id)? else {
+        return Ok(if operations::was_removed(db, id)? { Claim::Nothing } else { Claim::Unknown });
+    };
     if found.run.status != Status::Queued {
         return Ok(Claim::Nothing);
     }

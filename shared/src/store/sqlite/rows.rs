@@ -62,6 +62,9 @@ pub(super) fn save(db: &Connection, stored: &mut Stored, context: &Context) -> r
         (false, true) => drop(lengthen_queue(db, 1)?),
         _ => {}
     }
+    if run.status.is_terminal() && !stored.status.is_terminal() {
+        super::operations::bury(db, run, context)?;
+    }
     stored.status = run.status;
     db.prepare_cached(
         "UPDATE runs SET status = ?2, rolled_back = ?3, not_before = ?4, lease_expires_at = ?5, expire_at = ?6,

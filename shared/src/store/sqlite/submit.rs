@@ -4,9 +4,10 @@ use rusqlite::{Connection, OptionalExtension, params};
 
 use super::Context;
 use super::change::cancel_stored;
-use super::rows::{RUN_COLUMNS, Stored, active_of_user, document, lengthen_queue, startable, stored};
+use super::rows::{RUN_COLUMNS, Stored, active_of_user, document, lengthen_queue, queue_length, startable, stored};
 use crate::clock::Timestamp;
 use crate::run::{Run, Status, Waiting, WaitingReason};
+use crate::sqlite::Database;
 use crate::store::draft;
 use crate::store::{Idempotency, MultitaskStrategy, NewRun, POSITION_MAX, SubmitError, Submitted};
 
@@ -34,7 +35,12 @@ pub(super) fn prepare(new: NewRun, context: &Context) -> rusqlite::Result<Prepar
 }
 
 /// The outer result is the database's; the inner one says why nothing was accepted.
-pub(super) fn submit(db: &Connection, prepared: &Prepared, context: &Context) -> rusqlite::Result<Result<Accepted, SubmitError>> {
+pub(super) fn submit(
+    db: &Connection,
+    prepared: &Prepared,
+    context: &Context,
+    database: &Database,
+) -> rusqlite::Result<Result<Accepted, SubmitError>> {
     let new = &prepared.new;
     if let Some(idempotency) = &new.idempotency {
         match earlier(db, new, idempotency, context)? {
@@ -47,10 +53,17 @@ pub(super) fn submit(db: &Connection, prepared: &Prepared, context: &Context) ->
             None => {}
         }
     }
+    if let Err(full) = database.refuse_new() {
+        return Ok(Err(full.into()));
+    }
     let limit = context.options.queued_per_user;
     let mut of_user = active_of_user(db, &new.user_id)?;
     if of_user.queued >= limit {
         return Ok(Err(SubmitError::QueueFull { limit }));
+    }
+    let limit = context.options.queued;
+    if queue_length(db)? >= limit {
+        return Ok(Err(SubmitError::Overloaded { limit }));
     }
     let conversation = conversation(db, new)?;
     let active = match conversation {

@@ -5,14 +5,14 @@ use std::collections::HashSet;
 
 use rusqlite::{Connection, OptionalExtension, params};
 
-use super::Context;
 use super::change::changed;
 use super::rows::{RUN_COLUMNS, Stored, drop_reply, run_id, stored};
+use super::{Context, operations};
 use crate::clock::Timestamp;
 use crate::ids::RunId;
 use crate::run::{Run, Status};
 use crate::state;
-use crate::store::Sweep;
+use crate::store::{MESSAGES_LIVE, Sweep};
 
 /// Rows of each kind in one pass, so that a pass never holds the writer for long.
 const BATCH: u32 = 500;
@@ -88,11 +88,7 @@ fn unpublished(db: &Connection, context: &Context) -> rusqlite::Result<Vec<RunId
 
 fn remove_expired(db: &Connection, context: &Context) -> rusqlite::Result<u64> {
     let now = context.now.as_millis();
-    let mut removed = db
-        .prepare_cached(&format!(
-            "DELETE FROM runs WHERE pk IN (SELECT pk FROM runs INDEXED BY runs_expire WHERE expire_at <= ?1 AND expire_at IS NOT NULL ORDER BY expire_at LIMIT {BATCH})"
-        ))?
-        .execute([now])?;
+    let mut removed = remove_runs(db, "runs_expire", "expire_at <= ?1 AND expire_at IS NOT NULL ORDER BY expire_at", now, context)?;
     removed += db
         .prepare_cached(&format!(
             "DELETE FROM idempotency_keys WHERE (user_id, key) IN (SELECT user_id, key FROM idempotency_keys WHERE expires_at <= ?1 LIMIT {BATCH})"
@@ -107,17 +103,35 @@ fn remove_expired(db: &Connection, context: &Context) -> rusqlite::Result<u64> {
         .query_row([], |row| row.get(0))
         .optional()?;
     if let Some(conversation) = deleted {
-        let runs = db
-            .prepare_cached(&format!(
-                "DELETE FROM runs WHERE pk IN (SELECT pk FROM runs INDEXED BY runs_of_conversation WHERE conversation = ?1 LIMIT {BATCH})"
-            ))?
-            .execute([conversation])?;
+        let runs = remove_runs(db, "runs_of_conversation", "conversation = ?1", conversation, context)?;
         if runs < BATCH as usize {
             db.prepare_cached("DELETE FROM conversations WHERE pk = ?1")?.execute([conversation])?;
         }
         removed += runs + 1;
     }
+    // One that has lost all of its runs to their age has nothing left to show.
+    removed += db
+        .prepare_cached(&format!(
+            "DELETE FROM conversations WHERE pk IN (SELECT c.pk FROM conversations c INDEXED BY conversations_updated WHERE c.updated_at <= ?1
+                AND NOT EXISTS (SELECT 1 FROM runs r INDEXED BY runs_of_conversation WHERE r.conversation = c.pk) LIMIT {BATCH})"
+        ))?
+        .execute([(context.now - context.options.retention).as_millis()])?;
+    removed += operations::remove_expired(db, context.now)?;
     Ok(removed as u64)
+}
+
+/// Removes runs with their replies, and remembers for as long as a message may live that they were here.
+fn remove_runs(db: &Connection, index: &str, condition: &str, parameter: i64, context: &Context) -> rusqlite::Result<usize> {
+    let removed: Vec<(i64, String)> = db
+        .prepare_cached(&format!("SELECT pk, id FROM runs INDEXED BY {index} WHERE {condition} LIMIT {BATCH}"))?
+        .query_map([parameter], |row| Ok((row.get(0)?, row.get(1)?)))?
+        .collect::<rusqlite::Result<_>>()?;
+    let forget_at = (context.now + MESSAGES_LIVE).as_millis();
+    for (pk, id) in &removed {
+        db.prepare_cached("DELETE FROM runs WHERE pk = ?1")?.execute([pk])?;
+        db.prepare_cached("INSERT OR REPLACE INTO removed_runs (id, expire_at) VALUES (?1, ?2)")?.execute(params![id, forget_at])?;
+    }
+    Ok(removed.len())
 }
 
 fn next_at(db: &Connection) -> rusqlite::Result<Option<Timestamp>> {

@@ -32,11 +32,13 @@ impl DockerRunner {
         let uid = uid.ok_or_else(|| Fault::new(FaultKind::Refused, "there is no uid left for this slot"))?;
         let wanted = settings::create_body(spec, uid, &self.options.instance, self.options.runtime.as_deref())?;
         let docker = self.engine.client().await?;
+        let mark = self.watch.ensure(&docker, &self.options.instance);
         let container = Container::new(self.engine.clone(), self.create(&docker, spec, &wanted).await?);
+        let watched = self.watch.on(container.id(), mark);
         match self.bring_up(&docker, spec, &wanted, container.id()).await {
             Ok(attached) => {
                 let meter = Meter::start(self.engine.is_local(), container.id(), spec.agent.memory);
-                Ok(DockerSandbox::new(container, attached, meter))
+                Ok(DockerSandbox::new(container, watched, attached, meter))
             }
             Err(fault) => {
                 if let Err(error) = container.remove().await {

@@ -18,6 +18,7 @@ use super::super::{Exit, Fault, FaultKind, OutputChunk, Sandbox};
 use super::container::Container;
 use super::engine;
 use super::usage::Meter;
+use super::watch::Watched;
 
 /// Received output that is kept for reading after a kill.
 const KEPT_AT_KILL: usize = 256 * 1024;
@@ -32,6 +33,7 @@ type Input = Pin<Box<dyn AsyncWrite + Send>>;
 /// A container of ours with its program started.
 pub(super) struct DockerSandbox {
     container: Container,
+    watched: Watched,
     order: Order,
     /// Dropped at the end of the output and before a kill: an attached stream that nobody reads blocks the engine's
     /// kill, wait and remove (moby#41827).
@@ -41,6 +43,8 @@ pub(super) struct DockerSandbox {
     input: Option<Input>,
     writer: Option<AbortOnDropHandle<()>>,
     meter: Meter,
+    /// By us; what it ends with says nothing about the program then.
+    killed: bool,
     exit: Option<Exit>,
 }
 
@@ -52,15 +56,17 @@ impl fmt::Debug for DockerSandbox {
 
 impl DockerSandbox {
     /// Takes over a started container and the streams that were attached before its start.
-    pub(super) fn new(container: Container, attached: AttachContainerResults, meter: Meter) -> Self {
+    pub(super) fn new(container: Container, watched: Watched, attached: AttachContainerResults, meter: Meter) -> Self {
         Self {
             container,
+            watched,
             order: Order::default(),
             output: Some(attached.output),
             received: VecDeque::new(),
             input: Some(attached.input),
             writer: None,
             meter,
+            killed: false,
             exit: None,
         }
     }
@@ -149,6 +155,7 @@ impl Sandbox for DockerSandbox {
         if self.exit.is_none() {
             self.meter.sample();
             self.detach().await;
+            self.killed = true;
             self.container.kill().await?;
         }
         self.order.note_killed();
@@ -166,12 +173,17 @@ impl Sandbox for DockerSandbox {
         let code = loop {
             tokio::select! {
                 code = &mut stopped => break code?,
+                // One that comes back may have kept its containers, and what they wrote meanwhile is lost.
+                gone = self.watched.engine_gone(), if !self.killed => return Err(gone),
                 _ = ticks.tick() => self.meter.sample(),
             }
         };
         let state = container.state().await?;
         if state.running == Some(true) {
             return Err(Fault::new(FaultKind::Engine, "the container engine contradicts itself about the end of a container"));
+        }
+        if !self.killed {
+            self.watched.ended_by_itself().await?;
         }
         let code = state.exit_code.unwrap_or(code);
         // 137 alone may be a signal that somebody sent; with the engine's word that memory ran out it is the limit.

@@ -1,0 +1,50 @@
+//! What a round could leave on the machine.
+
+use std::collections::BTreeSet;
+use std::path::Path;
+
+use super::engine::docker_at;
+
+/// Everything on this machine that an engine below `folder` could have made.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Host {
+    pub containers: BTreeSet<String>,
+    pub volumes: BTreeSet<String>,
+    pub mounts: BTreeSet<String>,
+    pub control_groups: BTreeSet<String>,
+}
+
+impl Host {
+    /// As it is now. Control groups are those of the containers `ids`, because the engines of a machine share a parent.
+    pub fn now<'a>(socket: &Path, folder: &Path, ids: impl Iterator<Item = &'a str>) -> Self {
+        let lines = |arguments: &[&str]| docker_at(socket, arguments).expect("the engine answers").lines().map(str::to_owned).collect();
+        let below = folder.display().to_string();
+        let mounts = std::fs::read_to_string("/proc/mounts").unwrap();
+        let mounts = mounts.lines().filter_map(|line| line.split(' ').nth(1)).filter(|mount| mount.starts_with(&below));
+        Self {
+            containers: lines(&["ps", "-aq", "--no-trunc"]),
+            volumes: lines(&["volume", "ls", "-q"]),
+            mounts: mounts.map(str::to_owned).collect(),
+            control_groups: ids.filter(|id| has_control_group(id)).map(str::to_owned).collect(),
+        }
+    }
+
+    /// What is there now and was not `before`; nothing when nothing is.
+    pub fn more_than(&self, before: &Self) -> Option<String> {
+        let more = [
+            ("containers", &self.containers, &before.containers),
+            ("volumes", &self.volumes, &before.volumes),
+            ("mounts", &self.mounts, &before.mounts),
+            ("control groups", &self.control_groups, &before.control_groups),
+        ];
+        let more = more.map(|(what, now, then)| (what, now.difference(then).collect::<Vec<_>>()));
+        let more: Vec<_> = more.iter().filter(|(_, left)| !left.is_empty()).map(|(what, left)| format!("{what}: {left:?}")).collect();
+        (!more.is_empty()).then(|| more.join("; "))
+    }
+}
+
+fn has_control_group(id: &str) -> bool {
+    let controllers = std::fs::read_dir("/sys/fs/cgroup").into_iter().flatten().flatten().map(|entry| entry.path());
+    let roots = controllers.chain(["/sys/fs/cgroup".into()]);
+    roots.into_iter().any(|root| root.join("docker").join(id).exists() || root.join(format!("system.slice/docker-{id}.scope")).exists())
+}
