@@ -136,8 +136,8 @@ impl World {
         let mut dice = Dice::new(seed);
         JITTER.set(dice.roll(u64::MAX));
         let mut plan = Plan::draw(&mut dice);
-        if let Some(shape) = mutant.and_then(Mutant::shape) {
-            plan.shape = shape;
+        if let Some(mutant) = mutant {
+            mutant.sharpen(&mut plan);
         }
         Self {
             plan,
