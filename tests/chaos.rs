@@ -8,7 +8,6 @@
 pub mod client;
 pub mod dice;
 pub mod disk;
-mod document;
 pub mod engine;
 pub mod fleet;
 pub mod host;
@@ -21,7 +20,9 @@ pub mod round;
 pub mod stage;
 pub mod witness;
 
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
+
+use quayside_shared::clock::{Clock, SystemClock};
 
 use crate::support::server::Backend;
 use load::Load;
@@ -30,7 +31,7 @@ use stage::Stage;
 
 /// Milliseconds since 1970, by the clock that the engine, the store and the users share.
 pub fn now() -> u64 {
-    u64::try_from(SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap().as_millis()).unwrap()
+    u64::try_from(SystemClock.now().as_millis()).unwrap()
 }
 
 /// A round that fits into CI and sees every kind of fault.

@@ -225,7 +225,7 @@ pub struct Limits {
     /// Lost workers after which a run is `poison`.
     pub max_attempts: usize,
     /// Whether a worker that is lost may leave its container running beyond its lease, because nobody else can reach its
-    /// engine: then `cancelled` says nothing of a container whose worker was lost.
+    /// engine: then `cancelled` says nothing of a container whose worker died.
     pub engines_apart: bool,
 }
 

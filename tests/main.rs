@@ -11,6 +11,7 @@
 mod chaos;
 mod checker;
 mod conformance;
+mod docs;
 mod hostile;
 mod model;
 mod scenarios;

@@ -12,6 +12,7 @@
 mod clients;
 mod dice;
 mod engine;
+mod found;
 mod mutant;
 mod process;
 mod queue;

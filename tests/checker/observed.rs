@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use quayside_shared::run::{AttemptOutcome, Status};
 use quayside_shared::state::may_become;
 
-use super::{Case, Observation, Promise, Seen};
+use super::{Case, Execution, Observation, Promise, Seen};
 
 impl Case<'_> {
     pub(super) fn observed(&mut self) {
@@ -118,17 +118,19 @@ impl Case<'_> {
         let Some(told) = seen.iter().filter(|one| one.status == Status::Cancelled).map(|one| one.at).min() else { return };
         let executions = self.executions.get(id).cloned().unwrap_or_default();
         for execution in executions {
-            if execution.start < told && execution.gone.is_none_or(|gone| gone > told) && !self.out_of_reach(id, execution.epoch) {
+            if execution.start < told && execution.gone.is_none_or(|gone| gone > told) && !self.out_of_reach(execution) {
                 let what = format!("told as cancelled at {told}, and the container of attempt {} was gone at {:?}", execution.epoch, execution.gone);
                 self.broken(Promise::CancelledIsGone, id, what);
             }
         }
     }
 
-    /// Whether the attempt's worker was lost and nobody else can reach its engine.
-    fn out_of_reach(&self, id: &str, epoch: u64) -> bool {
-        let attempts = self.finals.get(id).map(|run| run.attempts.as_slice()).unwrap_or_default();
-        self.limits.engines_apart && attempts.iter().any(|attempt| attempt.number == epoch && attempt.outcome == Some(AttemptOutcome::WorkerLost))
+    /// Whether nobody could see to it that the container is gone: its worker lost the lease, and nobody else reaches its
+    /// engine, or the worker lives and was stopped or cut off, and kills the container when it hears of it.
+    fn out_of_reach(&self, execution: &Execution) -> bool {
+        let attempts = self.finals.get(execution.run.as_str()).map(|run| run.attempts.as_slice()).unwrap_or_default();
+        let mut lost = attempts.iter().filter(|attempt| attempt.outcome == Some(AttemptOutcome::WorkerLost));
+        lost.any(|attempt| attempt.number == execution.epoch) && (self.limits.engines_apart || !execution.orphaned)
     }
 }
 

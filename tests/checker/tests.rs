@@ -287,6 +287,7 @@ fn a_lost_workers_container_may_be_out_of_reach() {
     let mut history = good();
     history.executions[3].gone = Some(360);
     history.finals[2].attempts[0] = attempt(1, AttemptOutcome::WorkerLost, 325);
+    history.executions[3].orphaned = true;
     let apart = Limits { engines_apart: true, ..LIMITS };
     assert_eq!(check(&history, &apart), []);
     assert_eq!(promises(&check(&history, &LIMITS)), BTreeSet::from([Promise::CancelledIsGone]));

@@ -19,8 +19,6 @@ use crate::checker::{Cancel, FinalRun, Observation, Outcome, Seen, Strategy, Sub
 
 pub const USERS: [&str; 2] = ["ann", "bob"];
 const CONVERSATIONS: [&str; 2] = ["home", "work"];
-/// Runs that a user submits at most.
-const RUNS: u64 = 4;
 /// How often what was not answered is repeated.
 const TRIES: usize = 12;
 
@@ -48,7 +46,7 @@ pub async fn all(world: Arc<World>) {
     let mut clients = JoinSet::new();
     for user in USERS {
         let client = Client { world: Arc::clone(&world), user };
-        for number in 0..=world.roll(RUNS) {
+        for number in 0..=world.roll(world.plan.runs) {
             let client = client.clone();
             clients.spawn(async move { client.one_run(number).await });
         }
@@ -156,7 +154,7 @@ impl Client {
         for _ in 0..world.roll(3) {
             let (client, path) = (self.clone(), path.clone());
             watching.spawn(async move {
-                for _ in 0..3 {
+                for _ in 0..2 {
                     tokio::time::sleep(client.world.some_millis(6_000)).await;
                     client.look(&path).await;
                 }

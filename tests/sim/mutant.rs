@@ -14,7 +14,7 @@ use quayside_shared::store::{
 };
 
 use super::process::Life;
-use super::world::Shape;
+use super::world::{Plan, Shape};
 use crate::checker::Promise;
 
 /// What is wrong with the product.
@@ -70,11 +70,11 @@ impl Mutant {
         }
     }
 
-    /// The only shape in which it does harm.
-    pub fn shape(self) -> Option<Shape> {
-        match self {
-            Self::FencesNobody => Some(Shape::Fleet),
-            _ => None,
+    /// Brings about what it takes for it to do harm.
+    pub fn sharpen(self, plan: &mut Plan) {
+        if self == Self::FencesNobody {
+            // Whoever writes late must have stopped just before it wrote, and somebody else must be at the run by then.
+            (plan.shape, plan.runs, plan.freezes, plan.crashes) = (Shape::Fleet, 4, 80, 0);
         }
     }
 }

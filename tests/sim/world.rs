@@ -29,6 +29,8 @@ pub enum Shape {
 #[derive(Debug, Clone, Copy)]
 pub struct Plan {
     pub shape: Shape,
+    /// Runs that a user submits at most.
+    pub runs: u64,
     pub slow: u64,
     /// Milliseconds that a slow call takes at most, before its effect and again after it.
     pub slowest: u64,
@@ -50,6 +52,7 @@ impl Plan {
     fn draw(dice: &mut Dice) -> Self {
         Self {
             shape: dice.pick(&[Shape::Embedded, Shape::Fleet]),
+            runs: dice.pick(&[1, 1, 2, 4]),
             slow: dice.pick(&[50, 200, 500]),
             slowest: dice.pick(&[5, 100, 1_000, 8_000]),
             fails_before: dice.pick(&[0, 10, 60]),
@@ -133,8 +136,8 @@ impl World {
         let mut dice = Dice::new(seed);
         JITTER.set(dice.roll(u64::MAX));
         let mut plan = Plan::draw(&mut dice);
-        if let Some(shape) = mutant.and_then(Mutant::shape) {
-            plan.shape = shape;
+        if let Some(mutant) = mutant {
+            mutant.sharpen(&mut plan);
         }
         Self {
             plan,

@@ -26,17 +26,19 @@ impl Inline {
     /// A group of one: what [`super::Database::write`] promises, but for durability.
     pub(super) fn write<T>(&self, write: impl Fn(&Connection) -> rusqlite::Result<T>, committed: impl FnOnce(&T)) -> Result<T> {
         let connection = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let transaction = connection.unchecked_transaction().map_err(sql("writing"))?;
-        let value = write(&transaction).map_err(sql("writing"))?;
-        transaction.commit().map_err(sql("writing"))?;
+        let run = |statement: &str| connection.prepare_cached(statement)?.execute([]);
+        let written = run("BEGIN IMMEDIATE").and_then(|_| write(&connection)).and_then(|value| run("COMMIT").map(|_| value));
+        if written.is_err() && !connection.is_autocommit() {
+            run("ROLLBACK").map_err(sql("writing"))?;
+        }
+        let value = written.map_err(sql("writing"))?;
         drop(connection);
         committed(&value);
         Ok(value)
     }
 
     pub(super) fn read<T>(&self, read: impl FnOnce(&Connection) -> rusqlite::Result<T>) -> Result<T> {
-        let connection = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let snapshot = connection.unchecked_transaction().map_err(sql("reading"))?;
-        read(&snapshot).map_err(sql("reading"))
+        // No snapshot: nothing can come between.
+        read(&self.0.lock().unwrap_or_else(PoisonError::into_inner)).map_err(sql("reading"))
     }
 }

@@ -98,7 +98,10 @@ impl Attempts {
                 Ending::Released(AttemptOutcome::EngineFault)
             }
             Err(interrupt) => {
-                self.kill(&mut *sandbox, run, keeper).await;
+                if !self.kill(&mut *sandbox, run, keeper).await {
+                    // It may go on talking for ever: nobody listens to it any more, and the sweeper takes it.
+                    return (Ending::LeaseLost, None);
+                }
                 // What had arrived when it was killed was said.
                 while let Some(Ok(chunk)) = sandbox.next_output().await {
                     heard.take(chunk, &writer);
@@ -184,15 +187,17 @@ impl Attempts {
         if self.preempted.is_cancelled() { AttemptOutcome::Preempted } else { AttemptOutcome::Drained }
     }
 
-    /// Kills until the engine confirms it. Only a lost lease ends the trying: `cancelled` must not be said before.
-    async fn kill(&self, sandbox: &mut dyn Sandbox, run: &Run, keeper: &LeaseKeeper) {
+    /// Kills until the engine confirms it. Only a lost lease ends the trying: `cancelled` must not be said before. Says
+    /// whether it is dead.
+    async fn kill(&self, sandbox: &mut dyn Sandbox, run: &Run, keeper: &LeaseKeeper) -> bool {
         while let Err(fault) = sandbox.kill().await {
             tracing::warn!(run_id = %run.id, error = %chain(&fault), "a container could not be killed, trying again");
             if keeper.lost.is_cancelled() {
-                return;
+                return false;
             }
             tokio::time::sleep(RETRY).await;
         }
+        true
     }
 }
 
