@@ -385,6 +385,10 @@ pub trait Store: Send + Sync + 'static {
     /// One bounded pass of repair: lost leases, passed time-to-lives, due retries, lost publishes, expired records.
     async fn sweep(&self) -> Result<Sweep>;
 
+    /// The same as of `now`, which is a little while ago: what becomes due later is left alone, however late this call
+    /// takes effect.
+    async fn sweep_as_of(&self, now: Timestamp) -> Result<Sweep>;
+
     /// Puts a message aside that leads nowhere. The same one again changes nothing.
     async fn quarantine(&self, stray: Stray) -> Result<()>;
 

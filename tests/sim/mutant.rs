@@ -4,6 +4,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use async_trait::async_trait;
+use quayside_shared::clock::Timestamp;
 use quayside_shared::error::Result;
 use quayside_shared::ids::{ConversationId, DeadLetterId, RunId, UserId, WorkerId};
 use quayside_shared::run::{AttemptOutcome, Run, Status, Usage, Waiting};
@@ -263,12 +264,16 @@ impl Store for Mutated {
     }
 
     async fn sweep(&self) -> Result<Sweep> {
+        self.inner.sweep().await
+    }
+
+    async fn sweep_as_of(&self, now: Timestamp) -> Result<Sweep> {
         match self.mutant {
             Mutant::NeverSweeps => return Ok(Sweep::default()),
             Mutant::CountsNoLostWorker => self.hand_back().await?,
             _ => {}
         }
-        self.inner.sweep().await
+        self.inner.sweep_as_of(now).await
     }
 
     async fn quarantine(&self, stray: Stray) -> Result<()> {

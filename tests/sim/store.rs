@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
+use quayside_shared::clock::Timestamp;
 use quayside_shared::error::Result;
 use quayside_shared::ids::{ConversationId, DeadLetterId, RunId, UserId, WorkerId};
 use quayside_shared::run::{AttemptOutcome, Run, Waiting};
@@ -151,6 +152,11 @@ impl Store for FaultyStore {
     async fn sweep(&self) -> Result<Sweep> {
         let store = Arc::clone(&self.inner);
         self.life.call(|| "sweep".to_owned(), async move { store.sweep().await }).await
+    }
+
+    async fn sweep_as_of(&self, now: Timestamp) -> Result<Sweep> {
+        let store = Arc::clone(&self.inner);
+        self.life.call(|| "sweep".to_owned(), async move { store.sweep_as_of(now).await }).await
     }
 
     async fn quarantine(&self, stray: Stray) -> Result<()> {

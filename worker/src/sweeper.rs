@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use quayside_shared::clock::Clock;
+use quayside_shared::clock::{Clock, Timestamp};
 use quayside_shared::error::chain;
 use quayside_shared::queue::Queue;
 use quayside_shared::store::Store;
@@ -83,17 +83,23 @@ impl Sweeper {
 
     /// Waits while an attempt of this very process is at work under a lease that is over: it was frozen, or its heartbeats
     /// did not get through. Taken back now, the run could be called cancelled, or run again, beside its container.
-    async fn until_our_own_are_over(&self) {
+    ///
+    /// Returns a moment at which there was none. The pass must look from there: the process may be frozen at any point.
+    async fn when_our_own_were_over(&self) -> Timestamp {
         let begun = Instant::now();
-        while self.live.leases.is_any_over(Instant::now() + NEARLY) && begun.elapsed() < PATIENCE {
+        loop {
+            let now = self.clock.now();
+            if !self.live.leases.is_any_over(Instant::now() + NEARLY) || begun.elapsed() >= PATIENCE {
+                return now;
+            }
             tokio::time::sleep(SHORTEST).await;
         }
     }
 
     /// One pass over the store; returns when the next is worth while.
     async fn pass(&self) -> Duration {
-        self.until_our_own_are_over().await;
-        match self.store.sweep().await {
+        let as_of = self.when_our_own_were_over().await;
+        match self.store.sweep_as_of(as_of).await {
             Ok(sweep) => {
                 if sweep.lost + sweep.expired > 0 {
                     tracing::info!(lost = sweep.lost, expired = sweep.expired, wake = sweep.wake.len(), "took back runs of lost workers");

@@ -207,7 +207,11 @@ impl Store for FirestoreStore {
     }
 
     async fn sweep(&self) -> Result<Sweep> {
-        self.sweep_once().await
+        self.sweep_once(self.now()).await
+    }
+
+    async fn sweep_as_of(&self, now: Timestamp) -> Result<Sweep> {
+        self.sweep_once(now).await
     }
 
     async fn quarantine(&self, stray: Stray) -> Result<()> {

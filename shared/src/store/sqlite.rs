@@ -15,7 +15,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 
-use crate::clock::Clock;
+use crate::clock::{Clock, Timestamp};
 use crate::error::{Error, ErrorKind, Result};
 use crate::ids::{ConversationId, DeadLetterId, RunId, UserId, WorkerId};
 use crate::run::{AttemptOutcome, Run, Status, Waiting};
@@ -204,7 +204,11 @@ impl Store for SqliteStore {
     }
 
     async fn sweep(&self) -> Result<Sweep> {
-        let (context, hub) = (self.context(), Arc::clone(&self.hub));
+        self.sweep_as_of(self.clock.now()).await
+    }
+
+    async fn sweep_as_of(&self, now: Timestamp) -> Result<Sweep> {
+        let (context, hub) = (Context { now, ..self.context() }, Arc::clone(&self.hub));
         let written = self.database.write(move |db| sweep::sweep(db, &context), move |(_, changed)| Self::signal(&hub, changed));
         written.await.map(|(sweep, _)| sweep)
     }

@@ -245,9 +245,9 @@ impl FirestoreStore {
     }
 
     /// Takes a run away from a worker whose lease ran out. `None`: it was not so, or another sweeper did it.
-    pub(super) async fn take_back(&self, id: &RunId) -> Result<Option<Changed>> {
+    pub(super) async fn take_back(&self, id: &RunId, as_of: Timestamp) -> Result<Option<Changed>> {
         let jitter = (self.options.jitter)();
-        let decided = self.change(id, |record, _, now| match state::lose_lease(&mut record.run, &self.options.retry, jitter, now) {
+        let decided = self.change(id, |record, _, _| match state::lose_lease(&mut record.run, &self.options.retry, jitter, as_of) {
             Ok(()) => Decision::Write(true),
             Err(_) => Decision::Leave(false),
         });

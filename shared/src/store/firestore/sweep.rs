@@ -30,8 +30,7 @@ const TRASH: usize = 5;
 const REMOVALS: usize = 200;
 
 impl FirestoreStore {
-    pub(super) async fn sweep_once(&self) -> Result<Sweep> {
-        let now = self.now();
+    pub(super) async fn sweep_once(&self, now: Timestamp) -> Result<Sweep> {
         let (runs, lines) = tokio::join!(self.due("runs", now), self.due("lines", now));
         let mut sweep = Sweep::default();
         let (runs, next_at) = split(runs?, now);
@@ -80,7 +79,7 @@ impl FirestoreStore {
         let run = &stored.record.run;
         match run.status {
             Status::InProgress | Status::Cancelling => {
-                if let Some(Changed { wake, .. }) = self.take_back(&run.id).await? {
+                if let Some(Changed { wake, .. }) = self.take_back(&run.id, now).await? {
                     sweep.lost += 1;
                     sweep.wake.extend(wake);
                 }
