@@ -28,6 +28,7 @@ mod dead_letters;
 mod disk;
 mod drain;
 mod faults;
+mod frozen;
 mod google;
 mod order;
 mod overload;

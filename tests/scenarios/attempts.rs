@@ -17,6 +17,7 @@ use quayside_shared::store::{MultitaskStrategy, NewRun, Store};
 use quayside_worker::attempt::Attempts;
 use quayside_worker::consumer::consume;
 use quayside_worker::lease::LeaseTimes;
+use quayside_worker::runner::Runner;
 use quayside_worker::runner::scripted::ScriptedRunner;
 use quayside_worker::slots::{LiveContainers, Slots};
 use quayside_worker::sweeper::Sweeper;
@@ -25,8 +26,8 @@ use tokio_util::sync::CancellationToken;
 use crate::support::eventually;
 
 /// A worker in this process.
-struct Worker {
-    store: Arc<SqliteStore>,
+pub(super) struct Worker {
+    pub(super) store: Arc<SqliteStore>,
     queue: Arc<SqliteQueue>,
     runner: Arc<ScriptedRunner>,
     drain: CancellationToken,
@@ -40,11 +41,18 @@ impl Worker {
     }
 
     async fn start_with(agents: Vec<Agent>) -> Self {
+        let times = LeaseTimes { duration: Duration::from_secs(10), heartbeat: Duration::from_millis(200) };
+        Self::start_on(agents, times, |scripted| scripted).await
+    }
+
+    /// On a runner made from a scripted one.
+    pub(super) async fn start_on(agents: Vec<Agent>, times: LeaseTimes, runner_of: impl FnOnce(Arc<ScriptedRunner>) -> Arc<dyn Runner>) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let database = Database::open(folder.path()).unwrap();
         let store = Arc::new(SqliteStore::open(database.clone(), Arc::new(SystemClock), StoreOptions::default()).await.unwrap());
         let queue = Arc::new(SqliteQueue::open(database).await.unwrap());
-        let runner = Arc::new(ScriptedRunner::new());
+        let scripted = Arc::new(ScriptedRunner::new());
+        let runner = runner_of(scripted.clone());
         let (drain, live) = (CancellationToken::new(), LiveContainers::default());
         let retry_later = Arc::new(tokio::sync::Notify::new());
         let attempts = Attempts {
@@ -53,7 +61,7 @@ impl Worker {
             runner: runner.clone(),
             agents: agents.into_iter().map(|agent| (agent.name.clone(), agent)).collect(),
             worker: WorkerId::random(),
-            times: LeaseTimes { duration: Duration::from_secs(10), heartbeat: Duration::from_millis(200) },
+            times,
             live: live.clone(),
             hand_back: CancellationToken::new(),
             preempted: CancellationToken::new(),
@@ -69,10 +77,10 @@ impl Worker {
         };
         tokio::spawn(sweeper.run(drain.clone()));
         let consuming = tokio::spawn(consume(Arc::new(attempts), Slots::new(2), drain.clone(), Duration::from_secs(2)));
-        Self { store, queue, runner, drain, consuming, _folder: folder }
+        Self { store, queue, runner: scripted, drain, consuming, _folder: folder }
     }
 
-    async fn submit(&self, agent: &str) -> RunId {
+    pub(super) async fn submit(&self, agent: &str) -> RunId {
         let new = NewRun {
             id: RunId::random(),
             user_id: "u".parse().unwrap(),
@@ -90,16 +98,16 @@ impl Worker {
         submitted.run.id
     }
 
-    async fn run(&self, id: &RunId) -> Run {
+    pub(super) async fn run(&self, id: &RunId) -> Run {
         self.store.run(id).await.unwrap().unwrap()
     }
 
-    async fn until(&self, id: &RunId, what: &str, holds: impl Fn(&Run) -> bool) -> Run {
+    pub(super) async fn until(&self, id: &RunId, what: &str, holds: impl Fn(&Run) -> bool) -> Run {
         eventually(what, || async { Some(self.run(id).await).filter(&holds) }).await
     }
 }
 
-fn agent(name: &str, script: &[&str]) -> Agent {
+pub(super) fn agent(name: &str, script: &[&str]) -> Agent {
     Agent {
         name: name.parse().unwrap(),
         description: String::new(),

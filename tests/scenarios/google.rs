@@ -3,6 +3,7 @@
 
 mod away;
 mod fleet;
+mod foreign;
 mod listener;
 mod once;
 mod replaced;

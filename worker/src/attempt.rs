@@ -117,7 +117,7 @@ impl Attempts {
             }
         };
         metrics::histogram!(names::PICKUP_SECONDS).record(Duration::from_millis(run.usage.queue_millis.unwrap_or(0)).as_secs_f64());
-        let keeper = LeaseKeeper::start(Arc::clone(&self.store), lease.clone(), watch, self.times, claimed);
+        let keeper = LeaseKeeper::start(Arc::clone(&self.store), lease.clone(), watch, self.times, claimed, &self.live.leases);
         let (ending, leftover) = self.execute(&run, &lease, &keeper, slot, claimed).await;
         let engine_fault = matches!(ending, Ending::Released(AttemptOutcome::EngineFault));
         match self.record(&lease, ending, &keeper).await {

@@ -1,6 +1,6 @@
 //! Keeps a lease alive, and says at once when it is lost or when the run is to be cancelled.
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 
 use quayside_shared::error::chain;
@@ -17,6 +17,34 @@ pub struct LeaseKeeper {
     /// Set once a cancellation was accepted.
     pub cancelling: CancellationToken,
     task: JoinHandle<()>,
+    _held: Until,
+}
+
+/// Until when a lease is surely ours.
+type Until = Arc<Mutex<Instant>>;
+
+/// The leases that attempts of this process hold, until their containers are gone. A lease that is over is not yet an
+/// attempt that is over: its container has to be killed first.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct HeldLeases(Arc<Mutex<Vec<Weak<Mutex<Instant>>>>>);
+
+impl HeldLeases {
+    fn hold(&self, until: Instant) -> Until {
+        let until = Arc::new(Mutex::new(until));
+        lock(&self.0).push(Arc::downgrade(&until));
+        until
+    }
+
+    /// Whether an attempt is still at work under a lease that is over at `at`.
+    pub(crate) fn is_any_over(&self, at: Instant) -> bool {
+        let mut any = false;
+        lock(&self.0).retain(|held| held.upgrade().inspect(|until| any |= *lock(until) <= at).is_some());
+        any
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// How long a lease lasts and how often it is prolonged.
@@ -31,10 +59,12 @@ pub struct LeaseTimes {
 impl LeaseKeeper {
     /// Keeps `lease`, which was claimed at `claimed` by this machine's monotonic clock. `watch` must have been taken
     /// before the claim, so that no cancellation slips through in between.
-    pub fn start(store: Arc<dyn Store>, lease: Lease, watch: Watch, times: LeaseTimes, claimed: Instant) -> Self {
+    pub(crate) fn start(store: Arc<dyn Store>, lease: Lease, watch: Watch, times: LeaseTimes, claimed: Instant, held: &HeldLeases) -> Self {
         let (lost, cancelling) = (CancellationToken::new(), CancellationToken::new());
-        let task = tokio::spawn(keep(store, lease, watch, times, claimed, lost.clone(), cancelling.clone()));
-        Self { lost, cancelling, task }
+        // The store counts from when it handled the call; counting from when it was sent is earlier, and safe.
+        let until = held.hold(claimed + times.duration);
+        let task = tokio::spawn(keep(store, lease, watch, times, (claimed, Arc::clone(&until)), lost.clone(), cancelling.clone()));
+        Self { lost, cancelling, task, _held: until }
     }
 }
 
@@ -49,11 +79,10 @@ async fn keep(
     lease: Lease,
     mut watch: Watch,
     times: LeaseTimes,
-    claimed: Instant,
+    (claimed, until): (Instant, Until),
     lost: CancellationToken,
     cancelling: CancellationToken,
 ) {
-    // The store counts from when it handled the heartbeat; counting from when it was sent is earlier, and safe.
     let mut sure_until = claimed + times.duration;
     let mut next = claimed + times.heartbeat;
     loop {
@@ -78,6 +107,7 @@ async fn keep(
                     cancelling.cancel();
                 }
                 sure_until = sent + times.duration;
+                *lock(&until) = sure_until;
                 next = sent + times.heartbeat;
             }
             Ok(Ok(Err(_lost))) => break,

@@ -6,6 +6,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
+use crate::lease::HeldLeases;
 use crate::runner::ContainerKey;
 
 /// Hands out slots. A slot's number gives its container its uid, so it is only free again when the container is gone.
@@ -87,7 +88,10 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 
 /// The containers that attempts of this process are using; the sweeper leaves them alone.
 #[derive(Debug, Clone, Default)]
-pub struct LiveContainers(Arc<Mutex<HashSet<ContainerKey>>>);
+pub struct LiveContainers {
+    announced: Arc<Mutex<HashSet<ContainerKey>>>,
+    pub(crate) leases: HeldLeases,
+}
 
 /// Announces a container for as long as it lives.
 #[derive(Debug)]
@@ -100,20 +104,20 @@ impl LiveContainers {
     /// Announces `key`; before the container is made, so that the sweeper never sees it unannounced.
     #[must_use]
     pub fn announce(&self, key: ContainerKey) -> Announced {
-        lock(&self.0).insert(key.clone());
+        lock(&self.announced).insert(key.clone());
         Announced { key, live: self.clone() }
     }
 
     /// Whether an attempt is using it.
     #[must_use]
     pub fn contains(&self, key: &ContainerKey) -> bool {
-        lock(&self.0).contains(key)
+        lock(&self.announced).contains(key)
     }
 }
 
 impl Drop for Announced {
     fn drop(&mut self) {
-        lock(&self.live.0).remove(&self.key);
+        lock(&self.live.announced).remove(&self.key);
     }
 }
 

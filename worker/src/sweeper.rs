@@ -26,6 +26,11 @@ const SHORTEST: Duration = Duration::from_millis(50);
 /// Containers are listed less often than rows: it costs the engine more.
 const CONTAINERS: Duration = Duration::from_secs(20);
 
+/// A lease that ends within this may end during the pass.
+const NEARLY: Duration = Duration::from_millis(100);
+/// Runs of other workers do not wait longer for an attempt of ours. A kill takes less, unless the engine is away.
+const PATIENCE: Duration = Duration::from_secs(12);
+
 /// What the sweeper works on.
 pub struct Sweeper {
     /// The truth.
@@ -76,8 +81,18 @@ impl Sweeper {
         }
     }
 
+    /// Waits while an attempt of this very process is at work under a lease that is over: it was frozen, or its heartbeats
+    /// did not get through. Taken back now, the run could be called cancelled, or run again, beside its container.
+    async fn until_our_own_are_over(&self) {
+        let begun = Instant::now();
+        while self.live.leases.is_any_over(Instant::now() + NEARLY) && begun.elapsed() < PATIENCE {
+            tokio::time::sleep(SHORTEST).await;
+        }
+    }
+
     /// One pass over the store; returns when the next is worth while.
     async fn pass(&self) -> Duration {
+        self.until_our_own_are_over().await;
         match self.store.sweep().await {
             Ok(sweep) => {
                 if sweep.lost + sweep.expired > 0 {

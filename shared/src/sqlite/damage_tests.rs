@@ -88,6 +88,12 @@ impl Image {
         fs::write(self.file(ending), bytes).unwrap();
     }
 
+    /// Where the last commit in the log ends. What lies behind it is from before the log began again.
+    fn end_of_log(&self) -> usize {
+        let index = fs::read(self.file("-shm")).unwrap();
+        32 + u32::from_ne_bytes(index[16..20].try_into().unwrap()) as usize * FRAME
+    }
+
     fn bytes(&self) -> Vec<Option<Vec<u8>>> {
         ["", "-wal"].iter().map(|ending| fs::read(self.file(ending)).ok()).collect()
     }
@@ -122,7 +128,7 @@ async fn what_a_killed_process_left_is_all_there() {
 #[tokio::test]
 async fn a_flipped_bit_in_the_log_is_found_wherever_it_is() {
     let image = Image::with(5, 40).await;
-    let length = fs::metadata(image.file("-wal")).unwrap().len() as usize;
+    let length = image.end_of_log();
     let frames = (length - 32) / FRAME;
     let places = (0..frames).flat_map(|frame| [3, 20, 24 + 5, FRAME - 1].map(|at| 32 + frame * FRAME + at)).chain([1, 9, 17, 30]);
     for at in places {
@@ -140,10 +146,10 @@ async fn a_flipped_bit_in_the_log_is_found_wherever_it_is() {
 #[tokio::test]
 async fn a_log_that_was_cut_is_found() {
     let image = Image::with(5, 20).await;
-    let length = fs::metadata(image.file("-wal")).unwrap().len();
-    for left in [0, 10, 32, 32 + FRAME as u64, length / 2, length - FRAME as u64, length - 1] {
+    let length = image.end_of_log();
+    for left in [0, 10, 32, 32 + FRAME, length / 2, length - FRAME, length - 1] {
         let cut = image.copy();
-        fs::File::options().write(true).open(cut.file("-wal")).unwrap().set_len(left).unwrap();
+        cut.change("-wal", |bytes| bytes.truncate(left));
         let words = cut.refused(&format!("cut to {left} of {length}"));
         assert!(words.contains("restore") && words.contains("docs/operations.md"), "{words}");
     }
@@ -152,7 +158,10 @@ async fn a_log_that_was_cut_is_found() {
     gone.refused("without its log");
     // What follows the last commit was never answered.
     let torn = image.copy();
-    torn.change("-wal", |bytes| bytes.extend_from_within(length as usize - 3000..));
+    torn.change("-wal", |bytes| {
+        bytes.truncate(length);
+        bytes.extend_from_within(length - 3000..);
+    });
     assert!(torn.opened().await == image.rows);
 }
 

@@ -18,7 +18,8 @@ mod records;
 mod submit;
 mod sweep;
 
-use std::sync::Arc;
+use std::collections::HashSet;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -51,6 +52,8 @@ pub struct FirestoreStore {
     doubts: Doubts,
     backlog: Backlog,
     listening: Listening,
+    /// Paths of documents that could not be read: each is told once.
+    unreadable: Mutex<HashSet<String>>,
 }
 
 impl FirestoreStore {
@@ -63,7 +66,17 @@ impl FirestoreStore {
         let client = Client::connect(google).await?;
         let hub = Arc::new(Hub::default());
         let listening = Listening::start(client.clone(), Arc::clone(&hub));
-        Ok(Self { client, clock, hub, options, locks: Locks::default(), doubts: Doubts::default(), backlog: Backlog::default(), listening })
+        Ok(Self {
+            client,
+            clock,
+            hub,
+            options,
+            locks: Locks::default(),
+            doubts: Doubts::default(),
+            backlog: Backlog::default(),
+            listening,
+            unreadable: Mutex::default(),
+        })
     }
 
     fn now(&self) -> Timestamp {

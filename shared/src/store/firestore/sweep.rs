@@ -1,10 +1,12 @@
 //! One bounded pass of repair. Level-triggered, and safe in any number of workers at once: each repair is a
 //! compare-and-set, and who comes second finds nothing to do.
 
+use std::sync::PoisonError;
 use std::time::Duration;
 
 use firestore::gcloud_sdk::google::firestore::v1::Write;
 use futures::future::try_join_all;
+use serde::de::DeserializeOwned;
 
 use super::FirestoreStore;
 use super::client::{Committed, Found, Version};
@@ -13,7 +15,7 @@ use super::line::Line;
 use super::queries;
 use super::records::{ConversationRecord, RunRecord, SHARDS, Stored, TrashRecord, alarm_time, conversation_path, trash_path};
 use crate::clock::Timestamp;
-use crate::error::Result;
+use crate::error::{Result, chain};
 use crate::ids::RunId;
 use crate::run::Status;
 use crate::store::{Changed, Sweep};
@@ -35,11 +37,15 @@ impl FirestoreStore {
         let (runs, next_at) = split(runs?, now);
         sweep.next_at = next_at;
         for found in runs {
-            self.sweep_run(Stored::decode(found)?, now, &mut sweep).await?;
+            if let Some(stored) = self.readable(found) {
+                self.sweep_run(stored, now, &mut sweep).await?;
+            }
         }
         // Announcing again is a precaution: with many users there is always one to come, and none is worth a pass of its own.
         for found in split(lines?, now).0 {
-            sweep.wake.extend(self.announce(Stored::decode(found)?, now).await?);
+            if let Some(stored) = self.readable(found) {
+                sweep.wake.extend(self.announce(stored, now).await?);
+            }
         }
         for found in self.client.query("", queries::trash(TRASH)).await? {
             let trash: Stored<TrashRecord> = Stored::decode(found)?;
@@ -48,6 +54,21 @@ impl FirestoreStore {
         sweep.wake.sort();
         sweep.wake.dedup();
         Ok(sweep)
+    }
+
+    /// A record that is due. One that somebody else wrote must not keep the others from being repaired: it is told once and
+    /// left alone.
+    fn readable<T: DeserializeOwned>(&self, found: Found) -> Option<Stored<T>> {
+        let path = found.path.clone();
+        match Stored::decode(found) {
+            Ok(stored) => Some(stored),
+            Err(error) => {
+                if self.unreadable.lock().unwrap_or_else(PoisonError::into_inner).insert(path) {
+                    tracing::error!(error = %chain(&error), "the sweeper leaves a document alone that it cannot read; mend or delete it");
+                }
+                None
+            }
+        }
     }
 
     async fn due(&self, collection: &str, now: Timestamp) -> Result<Vec<Found>> {
