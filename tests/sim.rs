@@ -111,7 +111,8 @@ async fn nemesis(world: &Arc<World>, slots: usize) {
             }
         }
     }
-    tokio::time::sleep(world.some_millis(12_000)).await;
+    // Long enough for a slow agent to come to its end in a world that still goes wrong.
+    tokio::time::sleep(Duration::from_secs(6) + world.some_millis(12_000)).await;
 }
 
 /// Waits until all runs have ended, or for longer than that can take.

@@ -83,7 +83,7 @@ pub async fn finals(world: &Arc<World>) -> Vec<FinalRun> {
 impl Client {
     async fn one_run(&self, number: u64) {
         let world = &self.world;
-        tokio::time::sleep(world.some_millis(9_000)).await;
+        tokio::time::sleep(world.some_millis(7_000)).await;
         let message = format!("{}.{number}", self.user);
         let conversation = world.pick(&CONVERSATIONS);
         let strategy = world.pick(&[Strategy::Enqueue, Strategy::Enqueue, Strategy::Enqueue, Strategy::Enqueue, Strategy::Interrupt]);

@@ -74,8 +74,8 @@ impl Mutant {
     /// Brings about what it takes for it to do harm.
     pub fn sharpen(self, plan: &mut Plan) {
         if self == Self::FencesNobody {
-            // Whoever writes late must have stopped just before it wrote, and somebody else must be at the run by then.
-            (plan.shape, plan.runs, plan.freezes, plan.crashes) = (Shape::Fleet, 4, 80, 0);
+            // Somebody else must be at the run by the time of the late write.
+            (plan.shape, plan.runs, plan.crashes) = (Shape::Fleet, 4, 0);
         }
     }
 }
@@ -229,6 +229,11 @@ impl Store for Mutated {
         if self.is(Mutant::MixesReplies) {
             let own = self.inner.run(&lease.run_id).await?.map(|run| run.text);
             text = std::mem::replace(&mut *self.last_reply.lock().unwrap(), own);
+        }
+        if self.is(Mutant::FencesNobody) && self.life.world.strikes(500) {
+            // What it takes for this one to do harm: its process stops just before it writes.
+            self.life.freeze_for_a_while();
+            self.life.awake().await;
         }
         self.inner.finish(&self.lease(lease).await?, finished, text).await
     }
