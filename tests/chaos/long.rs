@@ -106,7 +106,7 @@ async fn rounds(arguments: &Arguments, stage: &mut Stage, lines: &mut Vec<String
     let (mut runs, mut kills, mut faults, mut played, mut times, mut good) = (0, 0, 0, 0, Vec::new(), true);
     let mut broken = BTreeMap::<Promise, usize>::new();
     let mut blamed = 0;
-    let (mut leftovers, mut containers, mut hit, mut slowest) = (0, 0, 0, Duration::ZERO);
+    let (mut leftovers, mut containers, mut hit) = (0, 0, 0);
     loop {
         let over = match (arguments.rounds, arguments.kills) {
             (Some(rounds), _) => played >= rounds,
@@ -133,7 +133,6 @@ async fn rounds(arguments: &Arguments, stage: &mut Stage, lines: &mut Vec<String
         containers += report.containers;
         hit += report.hit;
         blamed += report.blamed.len();
-        slowest = slowest.max(report.drained);
         leftovers += usize::from(report.leftovers.is_some());
         times.extend(&report.elsewhere);
         for violation in &report.violations {
@@ -143,7 +142,7 @@ async fn rounds(arguments: &Arguments, stage: &mut Stage, lines: &mut Vec<String
     }
     let count = |promise| broken.get(&promise).copied().unwrap_or(0);
     lines.push(format!(
-        "{name}: {played} rounds from seed {first}, {runs} runs in {containers} containers, {faults} faults, {kills} processes killed over {hit} running containers: {} lost, {} doubled, {} wrong-user, {} other broken promises, {blamed} failed for our faults; {leftovers} rounds left something; slowest drain {slowest:.1?}",
+        "{name}: {played} rounds from seed {first}, {runs} runs in {containers} containers, {faults} faults, {kills} processes killed over {hit} running containers: {} lost, {} doubled, {} wrong-user, {} other broken promises, {blamed} failed for our faults; {leftovers} rounds left something",
         count(Promise::NothingLost),
         count(Promise::NothingDoubled),
         count(Promise::BelongsTogether),
