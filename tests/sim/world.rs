@@ -52,7 +52,7 @@ impl Plan {
     fn draw(dice: &mut Dice) -> Self {
         Self {
             shape: dice.pick(&[Shape::Embedded, Shape::Fleet]),
-            runs: dice.pick(&[1, 1, 2, 4]),
+            runs: dice.pick(&[1, 1, 2, 3]),
             slow: dice.pick(&[50, 200, 500]),
             slowest: dice.pick(&[5, 100, 1_000, 8_000]),
             fails_before: dice.pick(&[0, 10, 60]),
