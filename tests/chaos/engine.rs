@@ -144,8 +144,15 @@ impl Drop for Engine {
         if let Some(pid) = self.containerd() {
             let _ended = Command::new("kill").args(["-KILL", &pid]).status();
         }
-        let mounts = std::fs::read_to_string("/proc/mounts").unwrap_or_default();
         let below = self.folder.path().display().to_string();
+        // Shims of containers that were being removed when it was killed: nobody else ends them.
+        for process in std::fs::read_dir("/proc").into_iter().flatten().flatten() {
+            let arguments = std::fs::read_to_string(process.path().join("cmdline")).unwrap_or_default();
+            if arguments.contains("containerd-shim") && arguments.contains(&format!("{below}/")) {
+                let _ended = Command::new("kill").arg("-KILL").arg(process.file_name()).status();
+            }
+        }
+        let mounts = std::fs::read_to_string("/proc/mounts").unwrap_or_default();
         for mount in mounts.lines().filter_map(|line| line.split(' ').nth(1)).filter(|mount| mount.starts_with(&below)) {
             let _gone = Command::new("umount").args(["--lazy", mount]).stderr(Stdio::null()).status();
         }
