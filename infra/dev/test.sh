@@ -30,6 +30,12 @@ export_lines() {
   while IFS='=' read -r name value; do export "$name=$value"; done <<<"$found"
 }
 
+# The long form of chaos is no part of `cargo test`, and so none of --all-targets.
+lints() {
+  cargo clippy --locked --workspace --all-targets -- -D warnings
+  cargo clippy --locked --test chaos -- -D warnings
+}
+
 rules_tests() { (cd "$ROOT/tests/rules" && node --test --test-reporter=spec); }
 
 stage 'Toolchain' infra/dev/toolchain.sh
@@ -45,7 +51,7 @@ stage "Google's emulators" infra/dev/emulators.sh
 export_lines infra/dev/emulators.sh
 
 stage 'cargo fmt' cargo fmt --all --check
-stage 'cargo clippy' cargo clippy --locked --workspace --all-targets -- -D warnings
+stage 'cargo clippy' lints
 stage 'Agent image (built meanwhile)' join agent-image
 stage 'The agent python' python3 -B -W error -m unittest discover -s infra/agents/python
 stage 'cargo build' cargo build --locked --bin quayside
