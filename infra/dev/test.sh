@@ -32,8 +32,8 @@ export_lines() {
 
 # The long form of chaos is no part of `cargo test`, and so none of --all-targets.
 lints() {
-  cargo clippy --locked --workspace --all-targets -- -D warnings
-  cargo clippy --locked --test chaos -- -D warnings
+  cargo clippy --locked --workspace --all-targets -- -D warnings &&
+    cargo clippy --locked --test chaos -- -D warnings
 }
 
 rules_tests() { (cd "$ROOT/tests/rules" && node --test --test-reporter=spec); }
