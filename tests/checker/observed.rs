@@ -126,11 +126,11 @@ impl Case<'_> {
     }
 
     /// Whether nobody could see to it that the container is gone: its worker lost the lease, and nobody else reaches its
-    /// engine, or the worker lives and was stopped or cut off, and kills the container when it hears of it.
+    /// engine.
     fn out_of_reach(&self, execution: &Execution) -> bool {
         let attempts = self.finals.get(execution.run.as_str()).map(|run| run.attempts.as_slice()).unwrap_or_default();
         let mut lost = attempts.iter().filter(|attempt| attempt.outcome == Some(AttemptOutcome::WorkerLost));
-        lost.any(|attempt| attempt.number == execution.epoch) && (self.limits.engines_apart || !execution.orphaned)
+        lost.any(|attempt| attempt.number == execution.epoch) && self.limits.engines_apart
     }
 }
 
