@@ -1,7 +1,7 @@
 //! What a round could leave on the machine.
 
 use std::collections::BTreeSet;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use super::engine::docker_at;
 
@@ -43,8 +43,21 @@ impl Host {
     }
 }
 
+/// Removes the control groups of the containers `ids` that have no process. An engine that is killed while it makes or removes
+/// a container leaves such ones, and no client of an engine can take them away. One with a process in it stays, and is told.
+pub fn remove_empty_control_groups<'a>(ids: impl Iterator<Item = &'a str>) {
+    for group in ids.flat_map(control_groups) {
+        let _still_used = std::fs::remove_dir(group);
+    }
+}
+
 fn has_control_group(id: &str) -> bool {
+    control_groups(id).next().is_some()
+}
+
+fn control_groups(id: &str) -> impl Iterator<Item = PathBuf> {
     let controllers = std::fs::read_dir("/sys/fs/cgroup").into_iter().flatten().flatten().map(|entry| entry.path());
     let roots = controllers.chain(["/sys/fs/cgroup".into()]);
-    roots.into_iter().any(|root| root.join("docker").join(id).exists() || root.join(format!("system.slice/docker-{id}.scope")).exists())
+    let names = [format!("docker/{id}"), format!("system.slice/docker-{id}.scope")];
+    roots.flat_map(move |root| names.clone().map(|name| root.join(name))).filter(|group| group.exists())
 }

@@ -13,7 +13,7 @@ use serde_json::Value;
 
 use super::client::{Clients, status_of};
 use super::dice::Dice;
-use super::host::Host;
+use super::host::{Host, remove_empty_control_groups};
 use super::installation::{Installation, Settings};
 use super::load::{self, Load};
 use super::nemesis::{Deeds, Fault, Kill, Nemesis};
@@ -111,6 +111,9 @@ impl Round {
         let witnessed: Vec<(String, Seen)> = witnessed.collect();
         let leftovers = folder.zip(before).and_then(|(folder, before)| {
             let ids = witnessed.iter().map(|(id, _)| id.as_str());
+            if nemesis.deeds.faults.iter().any(|deed| deed.fault == Fault::KillEngine) {
+                remove_empty_control_groups(ids.clone());
+            }
             Host::now(&stage.socket(), &folder, ids).more_than(&before)
         });
         history.executions = witnessed.iter().map(|(_, seen)| execution(seen, &nemesis.deeds, &history)).collect();
