@@ -10,12 +10,12 @@ use quayside_shared::agent::{Agent, Input, Network, Output};
 use quayside_shared::clock::SystemClock;
 use quayside_shared::config::Google;
 use quayside_shared::error::Result;
-use quayside_shared::ids::WorkerId;
+use quayside_shared::ids::{ConversationId, RunId, WorkerId};
 use quayside_shared::queue::pubsub::PubSubQueue;
 use quayside_shared::queue::{Delivery, Message, Queue};
 use quayside_shared::retry::RetryPolicy;
 use quayside_shared::store::firestore::FirestoreStore;
-use quayside_shared::store::{Store, StoreOptions};
+use quayside_shared::store::{MultitaskStrategy, NewRun, Store, StoreOptions};
 use quayside_worker::attempt::Attempts;
 use quayside_worker::consumer::consume;
 use quayside_worker::lease::LeaseTimes;
@@ -206,6 +206,22 @@ async fn work(google: Google, agents: BTreeMap<quayside_shared::ids::AgentName, 
         retry_later,
     };
     consume(Arc::new(attempts), Slots::new(SLOTS), never, Duration::from_secs(5)).await;
+}
+
+/// A run in a conversation of its own.
+pub(super) fn new_run() -> NewRun {
+    NewRun {
+        id: RunId::random(),
+        user_id: "u".parse().unwrap(),
+        conversation_id: ConversationId::random(),
+        agent: "echo".parse().unwrap(),
+        message: "hello".into(),
+        multitask: MultitaskStrategy::Enqueue,
+        timeout: Duration::from_secs(60),
+        queue_ttl: None,
+        metadata: BTreeMap::new(),
+        idempotency: None,
+    }
 }
 
 /// An agent whose program is `script`.

@@ -2,9 +2,9 @@
 
 use std::time::Duration;
 
-use quayside_shared::ids::{ConversationId, RunId, WorkerId};
+use quayside_shared::ids::WorkerId;
 use quayside_shared::run::Status;
-use quayside_shared::store::{Claim, MultitaskStrategy, NewRun, Store};
+use quayside_shared::store::{Claim, Store};
 use serde_json::json;
 
 use crate::support::eventually;
@@ -26,19 +26,7 @@ async fn a_document_that_cannot_be_read_stops_no_sweeper() {
         let answer = reqwest::Client::new().patch(url).bearer_auth("owner").json(&fields).send().await.unwrap();
         assert_eq!(answer.status(), 200, "{}", answer.text().await.unwrap());
     }
-    let new = NewRun {
-        id: RunId::random(),
-        user_id: "u".parse().unwrap(),
-        conversation_id: ConversationId::random(),
-        agent: "echo".parse().unwrap(),
-        message: "hello".into(),
-        multitask: MultitaskStrategy::Enqueue,
-        timeout: Duration::from_secs(60),
-        queue_ttl: None,
-        metadata: std::collections::BTreeMap::new(),
-        idempotency: None,
-    };
-    let id = store.submit(new).await.unwrap().run.id;
+    let id = store.submit(fleet::new_run()).await.unwrap().run.id;
     let claimed = store.claim(&id, &WorkerId::random(), Duration::from_millis(1)).await.unwrap();
     assert!(matches!(claimed, Claim::Claimed(..)), "{claimed:?}");
     eventually("the repair of the lost attempt", async || {

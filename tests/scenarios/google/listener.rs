@@ -2,9 +2,9 @@
 
 use std::time::{Duration, Instant};
 
-use quayside_shared::ids::{ConversationId, RunId, WorkerId};
+use quayside_shared::ids::{RunId, WorkerId};
 use quayside_shared::run::AttemptOutcome;
-use quayside_shared::store::{Claim, Lease, MultitaskStrategy, NewRun, Store};
+use quayside_shared::store::{Claim, Lease, Store};
 
 use super::fleet;
 
@@ -23,19 +23,7 @@ async fn claim(store: &dyn Store, id: &RunId) -> Lease {
 async fn another_process_hears_of_a_change_at_once() {
     let google = fleet::google().await;
     let (writer, reader) = (fleet::store(&google).await, fleet::store(&google).await);
-    let new = NewRun {
-        id: RunId::random(),
-        user_id: "u".parse().unwrap(),
-        conversation_id: ConversationId::random(),
-        agent: "echo".parse().unwrap(),
-        message: "hello".into(),
-        multitask: MultitaskStrategy::Enqueue,
-        timeout: Duration::from_secs(60),
-        queue_ttl: None,
-        metadata: std::collections::BTreeMap::new(),
-        idempotency: None,
-    };
-    let id = writer.submit(new).await.unwrap().run.id;
+    let id = writer.submit(fleet::new_run()).await.unwrap().run.id;
     let mut watch = reader.watch(&id);
     // The listener stands when it has told of the document as it is.
     watch.changed().await;
