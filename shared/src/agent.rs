@@ -65,6 +65,43 @@ pub struct Agent {
     pub timeout: Duration,
     /// Bytes of reply that are kept; the rest is drained and dropped, and the run says `truncated`.
     pub output_limit: u64,
-    /// Containers kept started, waiting on standard input.
-    pub warm: u32,
+    /// Containers kept started, waiting on standard input: at least so many, 0 for never. Without a number, as many as the
+    /// agent's traffic asks for.
+    pub warm: Option<u32>,
+    /// What a container serves.
+    pub session: Session,
+}
+
+/// What one container serves before it is removed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Session {
+    /// One run.
+    Run,
+    /// The consecutive runs of one conversation of one user, with the files that they leave. Frozen between them.
+    Conversation,
+}
+
+impl Agent {
+    /// An agent with everything as it is when the configuration says nothing: 1 GiB of memory, one CPU, no network.
+    #[must_use]
+    pub const fn new(name: crate::ids::AgentName, image: String, command: Vec<String>) -> Self {
+        Self {
+            name,
+            description: String::new(),
+            image,
+            command,
+            input: Input::Json,
+            output: Output::Events,
+            env: Vec::new(),
+            memory: 1 << 30,
+            cpus: 1.0,
+            pids: 128,
+            network: Network::None,
+            timeout: Duration::from_secs(120),
+            output_limit: 1 << 20,
+            warm: None,
+            session: Session::Run,
+        }
+    }
 }

@@ -18,7 +18,7 @@ pub use google::Google;
 pub use source::ConfigError;
 pub use values::{HumanDuration, HumanSize};
 
-use crate::agent::{Agent, Input, Network, Output};
+use crate::agent::{Agent, Input, Network, Output, Session};
 use crate::ids::AgentName;
 
 /// The whole configuration, checked.
@@ -259,6 +259,7 @@ struct AgentFile {
     timeout: Option<HumanDuration>,
     output_limit: Option<HumanSize>,
     warm: Option<u32>,
+    session: Option<Session>,
 }
 
 impl Config {
@@ -356,22 +357,30 @@ fn check_agents(files: BTreeMap<AgentName, AgentFile>, source: &source::Source) 
         let Some(image) = file.image.or_else(|| base.as_ref().map(|base| base.image.clone())).filter(|image| !image.trim().is_empty()) else {
             return Err(source.error(&key("image"), "every agent needs an image, for example image = \"quayside/agent-python:3.11\""));
         };
+        let base = base.unwrap_or_else(|| Agent::new(name.clone(), image.clone(), Vec::new()));
         let agent = Agent {
-            description: file.description.or_else(|| base.as_ref().map(|base| base.description.clone())).unwrap_or_default(),
-            command: file.command.or_else(|| base.as_ref().map(|base| base.command.clone())).unwrap_or_default(),
+            description: file.description.unwrap_or(base.description),
+            command: file.command.unwrap_or(base.command),
             image,
             env: file.env.into_iter().collect(),
-            memory: file.memory.map_or(1 << 30, HumanSize::bytes),
-            cpus: file.cpus.unwrap_or(1.0),
-            pids: file.pids.unwrap_or(128),
-            network: file.network.unwrap_or(Network::None),
-            input: file.input.unwrap_or(Input::Json),
-            output: file.output.unwrap_or(Output::Events),
-            timeout: file.timeout.map_or(Duration::from_secs(120), HumanDuration::get),
-            output_limit: file.output_limit.map_or(1 << 20, HumanSize::bytes),
-            warm: file.warm.unwrap_or(0),
+            memory: file.memory.map_or(base.memory, HumanSize::bytes),
+            cpus: file.cpus.unwrap_or(base.cpus),
+            pids: file.pids.unwrap_or(base.pids),
+            network: file.network.unwrap_or(base.network),
+            input: file.input.unwrap_or(base.input),
+            output: file.output.unwrap_or(base.output),
+            timeout: file.timeout.map_or(base.timeout, HumanDuration::get),
+            output_limit: file.output_limit.map_or(base.output_limit, HumanSize::bytes),
+            warm: file.warm.or(base.warm),
+            session: file.session.unwrap_or(base.session),
             name: name.clone(),
         };
+        if agent.session == Session::Conversation && (agent.input != Input::Json || agent.output != Output::Events) {
+            return Err(source.error(
+                &key("session"),
+                "a container that serves a conversation needs input = \"json\" and output = \"events\": a request is a line, and a result event ends its reply",
+            ));
+        }
         if agent.memory < 6 << 20 {
             return Err(source.error(&key("memory"), "must be at least 6MiB, the least a container engine accepts"));
         }
@@ -396,22 +405,8 @@ fn check_agents(files: BTreeMap<AgentName, AgentFile>, source: &source::Source) 
 }
 
 fn builtin_python() -> Agent {
-    Agent {
-        name: python(),
-        description: PYTHON_DESCRIPTION.to_owned(),
-        image: PYTHON_IMAGE.to_owned(),
-        command: PYTHON_COMMAND.map(str::to_owned).to_vec(),
-        input: Input::Json,
-        output: Output::Events,
-        env: Vec::new(),
-        memory: 1 << 30,
-        cpus: 1.0,
-        pids: 128,
-        network: Network::None,
-        timeout: Duration::from_secs(120),
-        output_limit: 1 << 20,
-        warm: 0,
-    }
+    let command = PYTHON_COMMAND.map(str::to_owned).to_vec();
+    Agent { description: PYTHON_DESCRIPTION.to_owned(), ..Agent::new(python(), PYTHON_IMAGE.to_owned(), command) }
 }
 
 #[cfg(test)]

@@ -13,9 +13,9 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use bytes::Bytes;
-use quayside_shared::agent::{Agent, Input, Network, Output};
+use quayside_shared::agent::{Agent, Input, Output};
 use quayside_shared::ids::RunId;
-use quayside_worker::runner::{Exit, LaunchSpec, OutputChunk, Runner, Sandbox};
+use quayside_worker::runner::{ContainerKey, Exit, LaunchSpec, OutputChunk, Runner, Sandbox};
 
 /// What an agent's program does with its one request.
 #[derive(Debug, Clone, PartialEq)]
@@ -64,26 +64,18 @@ pub trait Fixture: Send + Sync {
     fn agent(&self, behaviour: &Behaviour) -> Agent {
         let (image, command) = self.program(behaviour);
         Agent {
-            name: "conformance".parse().expect("a valid name"),
-            description: String::new(),
-            image,
-            command,
             input: Input::Text,
             output: Output::Text,
-            env: Vec::new(),
             memory: 64 << 20,
-            cpus: 1.0,
             pids: 32,
-            network: Network::None,
             timeout: Duration::from_secs(60),
-            output_limit: 1 << 20,
-            warm: 0,
+            ..Agent::new("conformance".parse().expect("a valid name"), image, command)
         }
     }
 
-    /// A launch of it, in slot 0 of a run of its own.
+    /// A launch of it, in place 0 of a run of its own.
     fn spec(&self, behaviour: &Behaviour) -> LaunchSpec {
-        LaunchSpec { agent: self.agent(behaviour), run_id: RunId::random(), epoch: 1, slot: 0 }
+        LaunchSpec { agent: self.agent(behaviour), key: ContainerKey::Run { run_id: RunId::random(), epoch: 1 }, place: 0 }
     }
 
     /// Launches it.

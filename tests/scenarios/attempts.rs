@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use quayside_shared::agent::{Agent, Input, Network, Output};
+use quayside_shared::agent::{Agent, Input, Output};
 use quayside_shared::clock::SystemClock;
 use quayside_shared::ids::{ConversationId, RunId, WorkerId};
 use quayside_shared::queue::sqlite::SqliteQueue;
@@ -109,20 +109,11 @@ impl Worker {
 
 pub(super) fn agent(name: &str, script: &[&str]) -> Agent {
     Agent {
-        name: name.parse().unwrap(),
-        description: String::new(),
-        image: "scripted".into(),
-        command: script.iter().map(|word| (*word).to_owned()).collect(),
         input: Input::Text,
         output: Output::Text,
-        env: Vec::new(),
-        memory: 1 << 30,
-        cpus: 1.0,
         pids: 64,
-        network: Network::None,
         timeout: Duration::from_secs(60),
-        output_limit: 1 << 20,
-        warm: 0,
+        ..Agent::new(name.parse().unwrap(), "scripted".into(), script.iter().map(|word| (*word).to_owned()).collect())
     }
 }
 

@@ -115,8 +115,8 @@ impl Engine {
             let ended = container.ended(&state);
             let gone = ended.map(|(at, _)| at).or(state.killed).filter(|_| state.removed);
             Execution {
-                run: container.key.run_id.to_string(),
-                epoch: container.key.epoch,
+                run: run_of(&container.key).0,
+                epoch: run_of(&container.key).1,
                 message: state.sent.as_ref().map(|(_, message)| message.clone()),
                 user: None,
                 start: state.started,
@@ -141,6 +141,14 @@ impl EngineRunner {
     }
 }
 
+/// The run and the epoch that a container was made for. No pool makes any here.
+fn run_of(key: &ContainerKey) -> (String, u64) {
+    match key {
+        ContainerKey::Run { run_id, epoch } => (run_id.to_string(), *epoch),
+        ContainerKey::Warm(_) => unreachable!("a simulated worker has no pool"),
+    }
+}
+
 /// One call on the engine: it takes a while, may fail before or after its effect, and dies with the worker.
 async fn call<T>(life: &Life, what: &str, key: &ContainerKey, effect: impl FnOnce() -> Result<T, Fault>) -> Result<T, Fault> {
     let world = &life.world;
@@ -150,11 +158,11 @@ async fn call<T>(life: &Life, what: &str, key: &ContainerKey, effect: impl FnOnc
     tokio::time::sleep(Duration::from_millis(5 + world.roll(40))).await;
     life.awake().await;
     if before {
-        world.note(|| format!("{}: {what} {} FAILS", life.name, world.name(key.run_id.as_str())));
+        world.note(|| format!("{}: {what} {} FAILS", life.name, world.name(&run_of(key).0)));
         return Err(failed());
     }
     let result = effect();
-    world.note(|| format!("{}: {what} {} attempt {}{}", life.name, world.name(key.run_id.as_str()), key.epoch, if after { ", UNHEARD" } else { "" }));
+    world.note(|| format!("{}: {what} {} attempt {}{}", life.name, world.name(&run_of(key).0), run_of(key).1, if after { ", UNHEARD" } else { "" }));
     if world.strikes(world.plan.crashes) {
         life.crash();
     }
@@ -168,7 +176,7 @@ async fn call<T>(life: &Life, what: &str, key: &ContainerKey, effect: impl FnOnc
 #[async_trait]
 impl Runner for EngineRunner {
     async fn launch(&self, spec: &LaunchSpec) -> Result<Box<dyn Sandbox>, Fault> {
-        let key = ContainerKey { run_id: spec.run_id.clone(), epoch: spec.epoch };
+        let key = spec.key.clone();
         let state = State { started: 0, sent: None, killed: None, removed: false, handed_over: false, orphaned: false };
         let container = Arc::new(Container {
             key: key.clone(),

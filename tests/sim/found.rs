@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use bytes::Bytes;
-use quayside_shared::agent::{Agent, Input, Network, Output};
+use quayside_shared::agent::{Agent, Input, Output};
 use quayside_shared::clock::{ManualClock, Timestamp};
 use quayside_shared::ids::{ConversationId, RunId, WorkerId};
 use quayside_shared::queue::sqlite::SqliteQueue;
@@ -103,20 +103,11 @@ impl Stage {
         let queue = Arc::new(SqliteQueue::open(database).await.unwrap());
         let runner = Arc::new(Unwilling::default());
         let agent = Agent {
-            name: "hangs".parse().unwrap(),
-            description: String::new(),
-            image: "scripted".into(),
-            command: vec!["hang".into()],
             input: Input::Text,
             output: Output::Text,
-            env: Vec::new(),
-            memory: 1 << 30,
-            cpus: 1.0,
             pids: 64,
-            network: Network::None,
             timeout: Duration::from_secs(600),
-            output_limit: 1 << 20,
-            warm: 0,
+            ..Agent::new("hangs".parse().unwrap(), "scripted".into(), vec!["hang".into()])
         };
         let new = NewRun {
             id: RunId::random(),

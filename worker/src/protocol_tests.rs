@@ -1,25 +1,15 @@
 use std::time::Duration;
 
-use quayside_shared::agent::Network;
-
 use super::*;
 
 fn agent(output: Output, output_limit: u64) -> Agent {
     Agent {
-        name: "x".parse().unwrap(),
-        description: String::new(),
-        image: "x".into(),
-        command: Vec::new(),
         input: Input::Json,
         output,
-        env: Vec::new(),
-        memory: 1 << 30,
-        cpus: 1.0,
         pids: 64,
-        network: Network::None,
         timeout: Duration::from_secs(10),
         output_limit,
-        warm: 0,
+        ..Agent::new("x".parse().unwrap(), "x".into(), Vec::new())
     }
 }
 

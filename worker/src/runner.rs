@@ -7,7 +7,8 @@
 //!             └────────────┴─── kill (any time) ─▶ wait ─▶ remove
 //! ```
 //!
-//! A container serves one request and is removed (invariant 8). Its effective settings are inspected before its
+//! In a kept session [`Sandbox::say`] takes the place of `send`, and is called again for each further request of the same
+//! conversation. Any other container serves one request and is removed (invariant 8). Its effective settings are inspected before its
 //! program starts, and a container that is not as strict as asked for never starts (invariant 9).
 
 pub mod docker;
@@ -15,6 +16,8 @@ mod order;
 pub mod scripted;
 
 use std::fmt;
+use std::path::Path;
+use std::str::FromStr;
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -27,22 +30,59 @@ use quayside_shared::ids::RunId;
 pub struct LaunchSpec {
     /// Image, command, limits.
     pub agent: Agent,
-    /// The run, for the container's labels; never its user or message.
-    pub run_id: RunId,
-    /// The lease's epoch, for the container's name: two epochs of one run never share one.
-    pub epoch: u64,
-    /// The worker's slot that the container occupies, from 0. Containers that live at the same time have different
-    /// slots, and so different host uids: per-uid kernel quotas cannot be drained across them.
-    pub slot: u32,
+    /// Its name, for its labels; it tells neither the user nor the message.
+    pub key: ContainerKey,
+    /// The place that the container takes on this machine, from 0. Containers that live at the same time have different
+    /// places, and so different host uids: per-uid kernel quotas cannot be drained across them.
+    pub place: u32,
 }
 
-/// Names a container of ours: which run, which epoch.
+/// Names a container of ours.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
-pub struct ContainerKey {
-    /// The run.
-    pub run_id: RunId,
-    /// The epoch of the lease it was started under.
-    pub epoch: u64,
+pub enum ContainerKey {
+    /// Made for a run, under the lease of this epoch: two epochs of one run never share a container.
+    Run {
+        /// The run.
+        run_id: RunId,
+        /// The epoch of the lease it was started under.
+        epoch: u64,
+    },
+    /// Made before there was a run for it, under a random number.
+    Warm(u64),
+}
+
+impl ContainerKey {
+    /// The name as it is written in labels and file names: `run-<id>-<epoch>` or `warm-<number>`. [`FromStr`] reads it.
+    #[must_use]
+    pub fn name(&self) -> String {
+        self.to_string()
+    }
+}
+
+impl fmt::Display for ContainerKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Run { run_id, epoch } => write!(f, "run-{run_id}-{epoch}"),
+            Self::Warm(number) => write!(f, "warm-{number:016x}"),
+        }
+    }
+}
+
+/// A name that is none of a container of ours.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("not the name of a container of Quayside")]
+pub struct NotAContainerKey;
+
+impl FromStr for ContainerKey {
+    type Err = NotAContainerKey;
+
+    fn from_str(name: &str) -> Result<Self, Self::Err> {
+        if let Some(number) = name.strip_prefix("warm-") {
+            return u64::from_str_radix(number, 16).map(Self::Warm).map_err(|_| NotAContainerKey);
+        }
+        let (run_id, epoch) = name.strip_prefix("run-").and_then(|rest| rest.rsplit_once('-')).ok_or(NotAContainerKey)?;
+        Ok(Self::Run { run_id: run_id.parse().map_err(|_| NotAContainerKey)?, epoch: epoch.parse().map_err(|_| NotAContainerKey)? })
+    }
 }
 
 /// A piece of what the program wrote. Chunks follow reads, not lines.
@@ -61,6 +101,15 @@ pub struct Exit {
     pub code: i64,
     /// Whether the memory limit killed it. A bare 137 is not enough: anybody can send signal 9 to themselves.
     pub oom: bool,
+    /// CPU time of the whole container, when it could be read.
+    pub cpu: Option<Duration>,
+    /// Peak memory in bytes, when it could be read.
+    pub max_memory: Option<u64>,
+}
+
+/// What a container has used so far.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Measured {
     /// CPU time of the whole container, when it could be read.
     pub cpu: Option<Duration>,
     /// Peak memory in bytes, when it could be read.
@@ -129,6 +178,42 @@ pub trait Sandbox: Send + fmt::Debug {
     /// program that never reads its input, or that ended before, is no fault.
     fn send(&mut self, request: Bytes) -> Result<(), Fault>;
 
+    /// Hands one request of a kept session over: as [`Sandbox::send`], but standard input stays open, and another call may
+    /// follow when this one is answered. The output then goes on with `next_output`.
+    ///
+    /// # Errors
+    /// [`FaultKind::Refused`] by an adapter that keeps no sessions.
+    fn say(&mut self, _request: Bytes) -> Result<(), Fault> {
+        Err(no_sessions())
+    }
+
+    /// What the container has used until now, read without asking it: for a reply that is told before its end.
+    fn measure(&mut self) -> Measured {
+        Measured::default()
+    }
+
+    /// Stops every process of the container where it stands, and returns when none runs. It uses no CPU from then on.
+    ///
+    /// # Errors
+    /// [`FaultKind::Refused`] by an adapter that keeps no sessions.
+    async fn freeze(&mut self) -> Result<(), Fault> {
+        Err(no_sessions())
+    }
+
+    /// Lets a frozen container go on.
+    ///
+    /// # Errors
+    /// [`FaultKind::Refused`] by an adapter that keeps no sessions.
+    async fn thaw(&mut self) -> Result<(), Fault> {
+        Err(no_sessions())
+    }
+
+    /// The host's own view of the container's `/workspace`, where there is one. A stranger writes there: nothing beneath it
+    /// may be followed, believed or waited for. It is there until `remove`, with all that was written.
+    fn workspace(&self) -> Option<&Path> {
+        None
+    }
+
     /// The next piece of output; `None` when the program closed both streams or the container ended. Cancel-safe.
     /// Output is only read when this is called: a caller that wants to drop what comes must still drain it.
     async fn next_output(&mut self) -> Option<Result<OutputChunk, Fault>>;
@@ -142,6 +227,10 @@ pub trait Sandbox: Send + fmt::Debug {
 
     /// Removes the container with all it wrote. It must be dead.
     async fn remove(self: Box<Self>) -> Result<(), Fault>;
+}
+
+fn no_sessions() -> Fault {
+    Fault::new(FaultKind::Refused, "this runner keeps no sessions: leave `session` of the agent out")
 }
 
 /// Whether the engine answers, and which it is.

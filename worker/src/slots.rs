@@ -115,6 +115,14 @@ impl LiveContainers {
     }
 }
 
+impl Announced {
+    /// The container's name.
+    #[must_use]
+    pub const fn key(&self) -> &ContainerKey {
+        &self.key
+    }
+}
+
 impl Drop for Announced {
     fn drop(&mut self) {
         lock(&self.live.announced).remove(&self.key);

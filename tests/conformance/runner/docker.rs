@@ -62,7 +62,7 @@ impl OnDocker {
     }
 
     fn name_of(spec: &LaunchSpec) -> String {
-        format!("quayside-{}-{}", spec.run_id, spec.epoch)
+        format!("quayside-{}", spec.key)
     }
 
     /// A container that is not the runner's, with a name and labels of the test's choice.
@@ -198,7 +198,7 @@ async fn the_agents_variables_arrive() {
 async fn two_slots_are_two_users() {
     check(OnDocker::new(), async |fixture| {
         for slot in [0, 1, 7] {
-            let spec = LaunchSpec { slot, ..fixture.spec(&Behaviour::Echo) };
+            let spec = LaunchSpec { place: slot, ..fixture.spec(&Behaviour::Echo) };
             let uid = fixture.python_in(spec, "import os; print(os.getuid(), os.getgid())").await;
             assert_eq!(uid, format!("{0} {0}", UID_BASE + slot));
         }

@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use quayside_shared::ids::RunId;
 use quayside_worker::runner::docker::{DockerOptions, DockerRunner};
-use quayside_worker::runner::{FaultKind, LaunchSpec, Runner};
+use quayside_worker::runner::{ContainerKey, FaultKind, LaunchSpec, Runner};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpListener;
 
@@ -17,22 +17,14 @@ fn runner(host: &str) -> DockerRunner {
 
 fn spec() -> LaunchSpec {
     let agent = quayside_shared::agent::Agent {
-        name: "python".parse().unwrap(),
-        description: String::new(),
-        image: "quayside/agent-python".to_owned(),
-        command: vec!["python3".to_owned()],
         input: quayside_shared::agent::Input::Text,
         output: quayside_shared::agent::Output::Text,
-        env: Vec::new(),
         memory: 64 << 20,
-        cpus: 1.0,
         pids: 32,
-        network: quayside_shared::agent::Network::None,
         timeout: Duration::from_secs(60),
-        output_limit: 1 << 20,
-        warm: 0,
+        ..quayside_shared::agent::Agent::new("python".parse().unwrap(), "quayside/agent-python".to_owned(), vec!["python3".to_owned()])
     };
-    LaunchSpec { agent, run_id: RunId::random(), epoch: 1, slot: 0 }
+    LaunchSpec { agent, key: ContainerKey::Run { run_id: RunId::random(), epoch: 1 }, place: 0 }
 }
 
 /// Answers each request with what `answer` says to its first line; `None` hangs up. Returns its address.

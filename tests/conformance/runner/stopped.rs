@@ -21,10 +21,10 @@ const PLAIN: &str = "import time; print('begun'); time.sleep(3600)";
 const POLITE: &str = "import signal, sys, time; signal.signal(signal.SIGTERM, lambda *_: sys.exit(0)); print('begun'); time.sleep(3600)";
 
 /// Launches `program` and waits until it has begun.
-async fn launch(fixture: &OnDocker, runner: &DockerRunner, program: &str, slot: u32) -> Box<dyn Sandbox> {
+async fn launch(fixture: &OnDocker, runner: &DockerRunner, program: &str, place: u32) -> Box<dyn Sandbox> {
     let mut spec = fixture.spec(&Behaviour::Hang);
     spec.agent.command = python(program);
-    spec.slot = slot;
+    spec.place = place;
     let mut sandbox = runner.launch(&spec).await.unwrap();
     sandbox.send(Bytes::new()).unwrap();
     sandbox.next_output().await.unwrap().unwrap();

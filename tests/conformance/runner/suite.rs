@@ -3,7 +3,6 @@
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use quayside_shared::ids::RunId;
 use quayside_worker::runner::{ContainerKey, FaultKind, LaunchSpec, Sandbox};
 
 use super::{Behaviour, Fixture, end, read_all, serve, within};
@@ -215,14 +214,21 @@ pub async fn a_sweep_removes_what_is_not_alive(fixture: &dyn Fixture) {
     assert_eq!(fixture.leftovers().await, 0);
 }
 
+/// The same run under the epoch before.
+fn older(key: &ContainerKey) -> ContainerKey {
+    match key {
+        ContainerKey::Run { run_id, epoch } => ContainerKey::Run { run_id: run_id.clone(), epoch: epoch - 1 },
+        ContainerKey::Warm(_) => panic!("made for a run"),
+    }
+}
+
 pub async fn a_sweep_leaves_what_lives(fixture: &dyn Fixture) {
     let spec = fixture.spec(&Behaviour::Echo);
     let live = fixture.runner().launch(&spec).await.unwrap();
     // The same run under an older epoch is not the one that lives.
-    let older = LaunchSpec { epoch: 0, ..spec.clone() };
+    let older = LaunchSpec { key: older(&spec.key), ..spec.clone() };
     drop(fixture.runner().launch(&older).await.unwrap());
-    let key = ContainerKey { run_id: spec.run_id, epoch: spec.epoch };
-    assert_eq!(fixture.runner().sweep(&|each| *each == key).await.unwrap(), 1);
+    assert_eq!(fixture.runner().sweep(&|each| *each == spec.key).await.unwrap(), 1);
     assert_eq!(fixture.leftovers().await, 1);
     let (written, _) = serve(live, "still here").await;
     assert_eq!(written.stdout, b"still here");
@@ -238,8 +244,8 @@ pub async fn the_same_run_can_be_launched_again(fixture: &dyn Fixture) {
 
 pub async fn neighbours_do_not_mix(fixture: &dyn Fixture) {
     let mut launched: Vec<Box<dyn Sandbox>> = Vec::new();
-    for slot in 0..3 {
-        let spec = LaunchSpec { slot, run_id: RunId::random(), ..fixture.spec(&Behaviour::Echo) };
+    for place in 0..3 {
+        let spec = LaunchSpec { place, ..fixture.spec(&Behaviour::Echo) };
         launched.push(fixture.runner().launch(&spec).await.unwrap());
     }
     let served = launched.into_iter().enumerate().map(|(n, sandbox)| serve(sandbox, format!("request {n}")));

@@ -64,8 +64,8 @@ impl Attempts {
             Ok(request) => request,
             Err(outcome) => return (Ending::Released(outcome), None),
         };
-        let announced = self.live.announce(ContainerKey { run_id: run.id.clone(), epoch: lease.epoch });
-        let spec = LaunchSpec { agent: agent.clone(), run_id: run.id.clone(), epoch: lease.epoch, slot: slot.number() };
+        let announced = self.live.announce(ContainerKey::Run { run_id: run.id.clone(), epoch: lease.epoch });
+        let spec = LaunchSpec { agent: agent.clone(), key: announced.key().clone(), place: slot.number() };
         let mut sandbox = match self.launch(&spec, keeper).await {
             Ok(Ok(sandbox)) => sandbox,
             Ok(Err(fault)) => {

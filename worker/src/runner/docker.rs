@@ -35,7 +35,7 @@ pub struct DockerOptions {
     pub instance: String,
     /// The container runtime by the engine's name for it, for example `runsc`; the engine's default without.
     pub runtime: Option<String>,
-    /// A container runs as the uid and gid `uid_base` + slot, so that the kernel's quotas per uid are never shared.
+    /// A container runs as the uid and gid `uid_base` + place, so that the kernel's quotas per uid are never shared.
     pub uid_base: u32,
 }
 

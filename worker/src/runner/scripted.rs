@@ -87,7 +87,7 @@ impl Runner for ScriptedRunner {
     async fn launch(&self, spec: &LaunchSpec) -> Result<Box<dyn Sandbox>, Fault> {
         self.engine()?;
         let program = Program::parse(&spec.agent)?;
-        let key = ContainerKey { run_id: spec.run_id.clone(), epoch: spec.epoch };
+        let key = spec.key.clone();
         self.containers.all().insert(key.clone());
         self.launched.fetch_add(1, Ordering::SeqCst);
         if spec.agent.command.iter().any(|word| word == script::LAUNCH_HANG) {
@@ -217,30 +217,26 @@ impl Sandbox for ScriptedSandbox {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use quayside_shared::agent::{Agent, Input, Network, Output};
+    use quayside_shared::agent::{Agent, Input, Output};
     use quayside_shared::ids::RunId;
 
     #[tokio::test(start_paused = true)]
     async fn a_script_sleeps_by_tokios_clock() {
         let agent = Agent {
-            name: "script".parse().unwrap(),
-            description: String::new(),
-            image: "any".to_owned(),
-            command: ["sleep:1s", "echo", "sleep:3600s", "stdout:late", "exit:3"].map(str::to_owned).to_vec(),
             input: Input::Text,
             output: Output::Text,
-            env: Vec::new(),
             memory: 1 << 20,
-            cpus: 1.0,
             pids: 1,
-            network: Network::None,
             timeout: Duration::from_secs(1),
-            output_limit: 1 << 20,
-            warm: 0,
+            ..Agent::new(
+                "script".parse().unwrap(),
+                "any".to_owned(),
+                ["sleep:1s", "echo", "sleep:3600s", "stdout:late", "exit:3"].map(str::to_owned).to_vec(),
+            )
         };
         let runner = ScriptedRunner::new();
         let begin = Instant::now();
-        let mut sandbox = runner.launch(&LaunchSpec { agent, run_id: RunId::random(), epoch: 1, slot: 0 }).await.unwrap();
+        let mut sandbox = runner.launch(&LaunchSpec { agent, key: ContainerKey::Run { run_id: RunId::random(), epoch: 1 }, place: 0 }).await.unwrap();
         // The first second passes while the container waits for its request; what follows counts from the request.
         tokio::time::sleep(Duration::from_secs(10)).await;
         sandbox.send(Bytes::from_static(b"now")).unwrap();

@@ -28,8 +28,8 @@ const DIRECTORY: u32 = 1 << 31;
 impl DockerRunner {
     /// Create, inspect, attach, start; a container that did not get that far is removed again.
     pub(super) async fn launch_container(&self, spec: &LaunchSpec) -> Result<DockerSandbox, Fault> {
-        let uid = self.options.uid_base.checked_add(spec.slot);
-        let uid = uid.ok_or_else(|| Fault::new(FaultKind::Refused, "there is no uid left for this slot"))?;
+        let uid = self.options.uid_base.checked_add(spec.place);
+        let uid = uid.ok_or_else(|| Fault::new(FaultKind::Refused, "there is no uid left for this place"))?;
         let wanted = settings::create_body(spec, uid, &self.options.instance, self.options.runtime.as_deref())?;
         let docker = self.engine.client().await?;
         let mark = self.watch.ensure(&docker, &self.options.instance);
@@ -51,7 +51,7 @@ impl DockerRunner {
 
     /// Creates the container. Fetches the image if it is missing, and makes room if an earlier try of ours has the name.
     async fn create(&self, docker: &Docker, spec: &LaunchSpec, wanted: &ContainerCreateBody) -> Result<String, Fault> {
-        let name = format!("quayside-{}-{}", spec.run_id, spec.epoch);
+        let name = format!("quayside-{}", spec.key);
         let create = || {
             let options = CreateContainerOptionsBuilder::default().name(&name).build();
             self.engine.call(SLOW, docker.create_container(Some(options), wanted.clone()))

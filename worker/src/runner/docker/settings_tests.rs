@@ -6,29 +6,27 @@ use quayside_shared::agent::{Agent, Input, Output};
 use quayside_shared::ids::RunId;
 use serde_json::{Value, json};
 
+use super::super::super::ContainerKey;
 use super::*;
 
 fn spec(network: Network) -> LaunchSpec {
     LaunchSpec {
         agent: Agent {
-            name: "python".parse().unwrap(),
-            description: String::new(),
-            image: "quayside/agent-python".to_owned(),
-            command: vec!["python3".to_owned(), "-u".to_owned(), "/agent/main.py".to_owned()],
             input: Input::Json,
             output: Output::Events,
             env: vec![("PROVIDER_KEY".to_owned(), "a secret".to_owned())],
-            memory: 1 << 30,
             cpus: 0.5,
             pids: 128,
             network,
             timeout: Duration::from_secs(60),
-            output_limit: 1 << 20,
-            warm: 0,
+            ..Agent::new(
+                "python".parse().unwrap(),
+                "quayside/agent-python".to_owned(),
+                vec!["python3".to_owned(), "-u".to_owned(), "/agent/main.py".to_owned()],
+            )
         },
-        run_id: RunId::random(),
-        epoch: 3,
-        slot: 2,
+        key: ContainerKey::Run { run_id: RunId::random(), epoch: 3 },
+        place: 2,
     }
 }
 
