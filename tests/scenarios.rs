@@ -35,4 +35,5 @@ mod overload;
 mod preemption;
 mod replies;
 mod retention;
+mod sandbox;
 mod verdicts;

@@ -107,8 +107,22 @@ pub struct Worker {
     pub max_attempts: u32,
     /// Where a worker of its own serves `/livez`, `/readyz` and `/metrics`. Defaults to nowhere.
     pub probes: Option<SocketAddr>,
+    /// Whether every limit is tried in a real container before the first message is taken. Defaults to true.
+    pub prove_limits: bool,
+    /// What a version with known ways out of containers means. Defaults to `warn`.
+    pub known_escapes: KnownEscapes,
     /// The metadata key that turns `TRUE` when this machine is about to be taken away. Defaults to none: nobody asks.
     pub preemption_notice: Option<String>,
+}
+
+/// What a version with known ways out of containers means.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum KnownEscapes {
+    /// It is told.
+    Warn,
+    /// No agent runs on it.
+    Refuse,
 }
 
 /// `[runner]`
@@ -205,6 +219,8 @@ impl Default for Worker {
             max_attempts: 3,
             probes: None,
             preemption_notice: None,
+            prove_limits: true,
+            known_escapes: KnownEscapes::Warn,
         }
     }
 }

@@ -17,6 +17,7 @@ use quayside_shared::store::{MultitaskStrategy, NewRun, Store};
 use quayside_worker::attempt::Attempts;
 use quayside_worker::consumer::consume;
 use quayside_worker::lease::LeaseTimes;
+use quayside_worker::proof::gate::Gate;
 use quayside_worker::runner::Runner;
 use quayside_worker::runner::scripted::ScriptedRunner;
 use quayside_worker::slots::{LiveContainers, Slots};
@@ -59,6 +60,7 @@ impl Worker {
             store: store.clone(),
             queue: queue.clone(),
             runner: runner.clone(),
+            gate: Arc::new(Gate::trusting(runner.clone())),
             agents: agents.into_iter().map(|agent| (agent.name.clone(), agent)).collect(),
             worker: WorkerId::random(),
             times,

@@ -16,6 +16,7 @@ use quayside_shared::store::{Store, StoreOptions};
 use quayside_worker::attempt::Attempts;
 use quayside_worker::consumer::consume;
 use quayside_worker::lease::LeaseTimes;
+use quayside_worker::proof::gate::Gate;
 use quayside_worker::runner::Runner;
 use quayside_worker::slots::{LiveContainers, Slots};
 use quayside_worker::sweeper::Sweeper;
@@ -325,6 +326,7 @@ async fn work(life: Arc<Life>, store: Arc<dyn Store>, queue: Arc<dyn Queue>, run
     let attempts = Attempts {
         store,
         queue,
+        gate: Arc::new(Gate::trusting(Arc::clone(&runner))),
         runner,
         agents: config.agents.clone(),
         worker: WorkerId::random(),

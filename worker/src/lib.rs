@@ -6,6 +6,7 @@ pub mod attempt;
 pub mod consumer;
 pub mod lease;
 pub mod preemption;
+pub mod proof;
 pub mod protocol;
 pub mod reply;
 pub mod report;

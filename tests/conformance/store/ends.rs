@@ -94,6 +94,7 @@ pub(crate) async fn a_run_ends_once<F: Fixture>() {
         exit_code: Some(3),
         truncated: true,
         usage: Usage { wall_millis: Some(5), ..Usage::default() },
+        sandbox: None,
     };
     store.finish(&lease, finished, None).await.unwrap().unwrap();
     let run = get(&*store, &id).await;

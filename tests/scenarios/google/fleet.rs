@@ -19,6 +19,7 @@ use quayside_shared::store::{MultitaskStrategy, NewRun, Store, StoreOptions};
 use quayside_worker::attempt::Attempts;
 use quayside_worker::consumer::consume;
 use quayside_worker::lease::LeaseTimes;
+use quayside_worker::proof::gate::Gate;
 use quayside_worker::runner::scripted::ScriptedRunner;
 use quayside_worker::slots::{LiveContainers, Slots};
 use quayside_worker::sweeper::Sweeper;
@@ -196,6 +197,7 @@ async fn work(google: Google, agents: BTreeMap<quayside_shared::ids::AgentName, 
     let attempts = Attempts {
         store,
         queue,
+        gate: Arc::new(Gate::trusting(runner.clone())),
         runner,
         agents,
         worker: WorkerId::random(),

@@ -260,7 +260,7 @@ async fn exited(agent: &Agent, exit: &Exit, heard: Heard, writer: ReplyWriter, m
     if writer.close().await.is_err() {
         return Ending::LeaseLost;
     }
-    let finished = Finished { outcome, error, exit_code: Some(exit.code), truncated: ended.truncated, usage };
+    let finished = Finished { outcome, error, exit_code: Some(exit.code), truncated: ended.truncated, usage, sandbox: None };
     Ending::Finished(Box::new(finished), ended.stated)
 }
 
@@ -298,7 +298,7 @@ fn launch_failed(run: &Run, fault: &Fault) -> Ending {
 }
 
 fn finished(outcome: AttemptOutcome, error: Option<RunError>) -> Box<Finished> {
-    Box::new(Finished { outcome, error, exit_code: None, truncated: false, usage: Usage::default() })
+    Box::new(Finished { outcome, error, exit_code: None, truncated: false, usage: Usage::default(), sandbox: None })
 }
 
 fn measured(usage: &mut Usage, exit: &Exit) {
