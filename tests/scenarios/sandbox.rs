@@ -7,8 +7,8 @@ use crate::support::server::{Backend, Options, Server};
 use crate::support::{emulators, eventually};
 
 /// A quota that is asked for and not set, of the same length.
-const NO_QUOTA: (&str, &str) = ("\"NanoCpus\":200000000", "\"NanoCpus\":999000000");
-const NO_PIDS: (&str, &str) = ("\"PidsLimit\":32", "\"PidsLimit\":99");
+const NO_QUOTA: (&str, &str) = ("\"NanoCpus\":200000000,", "\"NanoCpus\":999000000,");
+const NO_PIDS: (&str, &str) = ("\"PidsLimit\":32,", "\"PidsLimit\":99,");
 
 on_both! {
     what_held_an_attempt_in_is_told,

@@ -182,22 +182,19 @@ fn not_launched(fault: &Fault) -> Report {
 }
 
 async fn listen(sandbox: &mut dyn Sandbox, probe: &Probe, part: Part, report: &mut Report) -> Result<(), Fault> {
+    // It stands there and waits for its request: the moment to look at it from the host.
+    if part == Part::Walls
+        && probe.local
+        && let Some(uid) = probe.uid()
+    {
+        report.outside = tokio::task::spawn_blocking(move || outside::look(uid)).await.ok().flatten();
+    }
+    sandbox.send(Bytes::new())?;
     let mut output = Vec::new();
-    let mut asked = false;
     while let Some(chunk) = sandbox.next_output().await.transpose()? {
-        let OutputChunk::Stdout(bytes) = chunk else { continue };
-        output.extend_from_slice(&bytes);
-        output.truncate(OUTPUT_MAX);
-        if !asked && output.contains(&b'\n') {
-            // It stands there and waits: the moment to look at it from the host.
-            asked = true;
-            if part == Part::Walls
-                && probe.local
-                && let Some(uid) = probe.uid()
-            {
-                report.outside = tokio::task::spawn_blocking(move || outside::look(uid)).await.ok().flatten();
-            }
-            sandbox.send(Bytes::new())?;
+        if let OutputChunk::Stdout(bytes) = chunk {
+            output.extend_from_slice(&bytes);
+            output.truncate(OUTPUT_MAX);
         }
     }
     report.said = output.split(|byte| *byte == b'\n').filter_map(|line| serde_json::from_slice(line).ok()).collect();

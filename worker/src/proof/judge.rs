@@ -80,6 +80,8 @@ struct Cpu {
     used: f64,
     wall: f64,
     throttled: Option<u64>,
+    /// The kernel's own figure, as the container may read it; 0 is no limit.
+    quota: Option<f64>,
 }
 
 #[derive(Deserialize)]
@@ -199,8 +201,14 @@ fn cpus(report: &Report) -> Judged {
     {
         return Some((false, "the control group has no quota".to_owned()));
     }
-    // Little use proves nothing where nobody held it back: the machine may have been busy with others.
-    (seen.throttled.is_some_and(|times| times > 0) || seen.used > CPUS * seen.wall * 0.5).then_some((true, told))
+    if let Some(quota) = seen.quota
+        && (quota == 0.0 || quota > CPUS * 1.001)
+    {
+        return Some((false, format!("{told}; the kernel's own figure is {quota} CPUs")));
+    }
+    // Little use alone proves nothing: the machine may have been busy with others.
+    let held = seen.throttled.is_some_and(|times| times > 0) || seen.used > CPUS * seen.wall * 0.5 || seen.quota.is_some();
+    held.then_some((true, told))
 }
 
 fn folders(report: &Report) -> Option<Vec<(Folder, u64, u64)>> {

@@ -29,7 +29,7 @@ fn said() -> Vec<Value> {
         json!({ "probe": "calls", "mount": "EPERM", "unshare_user": "EPERM", "ptrace": "EPERM", "setuid_root": "EPERM" }),
         json!({ "probe": "host", "readable": [], "writable": [], "sockets": [] }),
         json!({ "probe": "root", "readonly": true, "writable": [] }),
-        json!({ "probe": "cpu", "used": 0.066, "wall": 0.32, "throttled": 4 }),
+        json!({ "probe": "cpu", "used": 0.066, "wall": 0.32, "throttled": 4, "quota": 0.2 }),
         json!({ "probe": "memory_child", "survived": false }),
     ];
     let folder = |(path, size, inodes): &(&str, u64, u64)| json!({ "probe": "folder", "path": path, "inodes": inodes - 1, "inodes_ended": "ENOSPC", "bytes": size, "bytes_ended": "ENOSPC" });
@@ -81,6 +81,8 @@ fn what_the_program_got_away_with_is_named() {
         ("memory_child", "survived", json!(true), Limit::Memory),
         ("pids", "ended", json!(null), Limit::Pids),
         ("cpu", "used", json!(0.4), Limit::Cpus),
+        ("cpu", "quota", json!(0), Limit::Cpus),
+        ("cpu", "quota", json!(2.0), Limit::Cpus),
         ("root", "readonly", json!(false), Limit::Disk),
         ("root", "writable", json!(["/etc/hosts"]), Limit::Disk),
         ("folder", "bytes_ended", json!(null), Limit::Disk),
@@ -160,7 +162,10 @@ fn what_was_not_said_is_not_proven() {
     }
     let mut busy = said();
     busy.iter_mut().find(|line| line["probe"] == "cpu").unwrap()["used"] = json!(0.01);
-    busy.iter_mut().find(|line| line["probe"] == "cpu").unwrap()["throttled"] = json!(0);
+    let cpu = busy.iter_mut().find(|line| line["probe"] == "cpu").unwrap();
+    cpu["throttled"] = json!(0);
+    assert_eq!(verdicts(&report(busy.clone()))[&Limit::Cpus], Verdict::Enforced, "the kernel's own figure is there");
+    busy.iter_mut().find(|line| line["probe"] == "cpu").unwrap()["quota"] = json!(null);
     assert_eq!(verdicts(&report(busy))[&Limit::Cpus], Verdict::NotProven, "others had the machine");
     let mut unhurt = report(said());
     unhurt.budget_exit = Some(Exit { code: 1, oom: false, cpu: None, max_memory: None });

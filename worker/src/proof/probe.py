@@ -215,6 +215,20 @@ def throttled():
     return None
 
 
+def quota():
+    """CPUs by the kernel's own figure, where it can be read from inside; 0 when there is no limit."""
+    for folder in ["/sys/fs/cgroup", "/sys/fs/cgroup/cpu", "/sys/fs/cgroup/cpu,cpuacct"]:
+        try:
+            if os.path.exists(folder + "/cpu.max"):
+                limit, period = read(folder + "/cpu.max").split()
+            else:
+                limit, period = read(folder + "/cpu.cfs_quota_us"), read(folder + "/cpu.cfs_period_us")
+            return 0 if limit == "max" or int(limit) < 0 else int(limit) / int(period)
+        except (OSError, ValueError):
+            continue
+    return None
+
+
 def cpu():
     before, begun = throttled(), time.monotonic()
     until = begun + ask["window"]
@@ -231,7 +245,7 @@ def cpu():
     wall, after = time.monotonic() - begun, throttled()
     used = resource.getrusage(resource.RUSAGE_CHILDREN)
     held = after - before if before is not None and after is not None else None
-    say("cpu", used=used.ru_utime + used.ru_stime, wall=wall, throttled=held)
+    say("cpu", used=used.ru_utime + used.ru_stime, wall=wall, throttled=held, quota=quota())
 
 
 def take_memory():
