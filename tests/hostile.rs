@@ -87,7 +87,7 @@ async fn core_dump() {
     let before = host::core_files();
     stage::verdict("core_dump.py", "").await;
     let new: Vec<_> = host::core_files().difference(&before).cloned().collect();
-    assert_eq!(new, [std::path::PathBuf::new(); 0], "a core file is on the host");
+    assert!(new.is_empty(), "core files are on the host: {new:?}");
 }
 
 #[tokio::test]

@@ -44,7 +44,7 @@ impl Examined {
 
     /// Whether no agent is promised what does not hold.
     pub(super) fn is_sound(&self) -> bool {
-        self.refused.is_empty() && !(self.known_escapes_refuse && !self.proof.known_escapes.is_empty())
+        self.refused.is_empty() && (!self.known_escapes_refuse || self.proof.known_escapes.is_empty())
     }
 
     /// The table and what follows from it, line by line.

@@ -6,6 +6,8 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::{Arc, Mutex};
 
+use quayside_shared::clock::{Clock, SystemClock};
+
 use crate::support::eventually;
 use crate::support::server::Server;
 
@@ -18,7 +20,7 @@ pub struct Follower {
 impl Follower {
     /// Follows from the beginning of this second.
     pub fn of(server: &Server) -> Self {
-        let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap().as_secs();
+        let now = SystemClock.now().as_millis() / 1000;
         let mut command = Command::new("docker");
         command.args(["events", "--since", &now.to_string(), "--filter", "event=create", "--format", "{{.ID}}"]);
         for instance in server.instances() {

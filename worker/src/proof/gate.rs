@@ -234,3 +234,58 @@ fn tell(known: &Known) {
     let enforced = proof.rows.iter().filter(|row| row.verdict == Verdict::Enforced).count();
     tracing::info!(engine, enforced, of = proof.rows.len(), "the limits were tried");
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::escapes::KnownEscape;
+    use super::super::{Limit, Row};
+    use super::*;
+    use crate::runner::scripted::ScriptedRunner;
+
+    fn agent(name: &str, cpus: f64) -> Agent {
+        Agent { cpus, ..Agent::new(name.parse().unwrap(), "image".to_owned(), Vec::new()) }
+    }
+
+    fn gate(refuse_known_escapes: bool) -> Gate {
+        let agents = [agent("narrow", 1.0), agent("wide", 2.0)].map(|agent| (agent.name.clone(), agent));
+        let policy = Policy { refuse_known_escapes, machine_cpus: 2, ..Policy::trusting("scripted") };
+        Gate::new(Arc::new(ScriptedRunner::new()), BTreeMap::from(agents), policy)
+    }
+
+    fn proof(broken: Option<Limit>, known_escapes: Vec<KnownEscape>) -> Proof {
+        let verdict = |limit| if Some(limit) == broken { Verdict::NotEnforced } else { Verdict::Enforced };
+        let row = |limit| Row { limit, promised: String::new(), measured: String::new(), verdict: verdict(limit) };
+        let rows = Limit::ALL.into_iter().map(row).collect();
+        Proof { rows, incomplete: None, components: Vec::new(), known_escapes, at: Timestamp::from_millis(0) }
+    }
+
+    fn refused(known: &Known) -> Vec<(&str, &str)> {
+        known.refused.iter().map(|(agent, why)| (agent.as_str(), why.as_str())).collect()
+    }
+
+    #[test]
+    fn exactly_those_are_refused_who_are_promised_what_does_not_hold() {
+        let judged = |broken| gate(false).judge("engine".to_owned(), proof(broken, Vec::new()));
+        assert_eq!(refused(&judged(None)), []);
+        assert_eq!(refused(&judged(Some(Limit::Cpus))), [("narrow", "not enforced here: cpus")]);
+        let everybody = [("narrow", "not enforced here: pids"), ("wide", "not enforced here: pids")];
+        assert_eq!(refused(&judged(Some(Limit::Pids))), everybody);
+    }
+
+    #[test]
+    fn known_escapes_refuse_everybody_where_they_shall() {
+        let escapes = || super::super::escapes::of(&[crate::runner::Component::new("crun", "1.4.3")]);
+        assert_eq!(refused(&gate(false).judge("engine".to_owned(), proof(None, escapes()))), []);
+        let known = gate(true).judge("engine".to_owned(), proof(None, escapes()));
+        assert_eq!(refused(&known), [("narrow", "known escapes: CVE-2022-27650"), ("wide", "known escapes: CVE-2022-27650")]);
+        assert_eq!(refused(&gate(true).judge("engine".to_owned(), proof(None, Vec::new()))), []);
+    }
+
+    #[test]
+    fn a_run_is_looked_at_again_by_its_age() {
+        let after = |age: u64| Gate::look_again_after(SystemClock.now() - Duration::from_secs(age));
+        assert_eq!(after(0), SOONEST);
+        assert!((Duration::from_secs(10)..Duration::from_secs(11)).contains(&after(40)));
+        assert_eq!(after(100_000), LATEST);
+    }
+}

@@ -125,7 +125,8 @@ fn what_the_program_got_away_with_is_named() {
 
 #[test]
 fn the_host_can_contradict_the_program() {
-    let cases: [(fn(&mut Outside), Limit); 9] = [
+    type Change = fn(&mut Outside);
+    let cases: [(Change, Limit); 9] = [
         (|seen| seen.memory = Some(None), Limit::Memory),
         (|seen| seen.memory = Some(Some(WALLS_MEMORY + 1)), Limit::Memory),
         (|seen| seen.memory_and_swap = Some(None), Limit::Memory),
