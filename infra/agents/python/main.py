@@ -16,6 +16,7 @@ to both. The exit code is the program's, and a signal that ended the program end
 """
 
 import ast
+import atexit
 import builtins
 import codecs
 import gc
@@ -34,6 +35,7 @@ READ_SIZE = 32 * 1024
 # More than a pipe can hold for a user without privileges: what a program left behind when it ended is below it.
 PIPE_LIMIT = 1024 * 1024
 EXIT_BAD_REQUEST = 64
+EXIT_FLUSH = 120  # what Python itself exits with when its last words cannot be written
 
 FENCE = re.compile(r"^([ \t]*)(`{3,})[ \t]*([^\s`]*)[^`]*$")
 PYTHON_FENCES = {"", "python", "py", "python3"}
@@ -199,7 +201,30 @@ def child(program, out):
     sys.stdin = sys.__stdin__ = open(0, encoding="utf-8", closefd=False)
     # Line by line, as at a terminal: a print appears at once, and a long loop of small writes stays cheap.
     sys.stdout = sys.__stdout__ = open(1, "w", buffering=1, encoding="utf-8", closefd=False)
-    return execute(program)
+    leave(execute(program))
+
+
+def leave(code):
+    """Ends the process as Python ends: threads are waited for, exit functions run, what the program left open is written.
+
+    Only the interpreter itself is not taken apart: that takes longer than a short program, and this process is a copy
+    whose memory the kernel takes back at once.
+    """
+    threading = sys.modules.get("threading")
+    if threading:
+        threading._shutdown()  # as the interpreter calls it; there is no public way
+    atexit._run_exitfuncs()
+    module = sys.modules.get("__main__")
+    if isinstance(module, types.ModuleType):
+        vars(module).clear()
+    gc.collect()  # what is left in cycles; quick, because everything older than the program is frozen
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            if not getattr(stream, "closed", True):
+                stream.flush()
+        except Exception:  # nobody reads it, or it is the program's own and broken
+            code = EXIT_FLUSH
+    os._exit(code)
 
 
 def forward(source, wake, pid):
@@ -271,7 +296,7 @@ def run(program):
     gc.freeze()
     pid = os.fork()
     if pid == 0:
-        return child(program, out)
+        child(program, out)
     os.close(out)
     try:
         status = forward(source, wake, pid)

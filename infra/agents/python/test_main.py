@@ -215,6 +215,16 @@ class HowAProgramRuns(unittest.TestCase):
 
 
 class HowAProgramEnds(unittest.TestCase):
+    def test_what_a_program_left_open_is_written(self):
+        with tempfile.NamedTemporaryFile("r") as file:
+            program = f"a = open({file.name!r}, 'w')\na.write('written')\nimport sys\nsys.stdout.close()"
+            self.assertEqual(ask(program).code, 0)
+            self.assertEqual(file.read(), "written")
+
+    def test_what_a_program_left_behind_is_finalised(self):
+        program = "class Last:\n  def __del__(self): print('bye', end='', flush=True)\nring = [Last()]\nring.append(ring)\n"
+        self.assertEqual(ask(program).text, "bye")
+
     def test_exit_codes_are_passed_on(self):
         for code, expected in {"0": 0, "3": 3, "None": 0, "256 + 7": 7}.items():
             with self.subTest(code=code):
