@@ -160,6 +160,7 @@ fn promised(new: &NewRun, now: quayside_shared::clock::Timestamp) -> Run {
         start_by: None,
         timeout_millis: 1_000,
         rolled_back: false,
+        inputs: 0,
     }
 }
 
