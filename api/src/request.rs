@@ -292,13 +292,22 @@ impl<'de> Deserialize<'de> for Metadata {
     }
 }
 
-/// The largest body that can hold an allowed message and its files: every byte of the message written as `\u00XX`, and room
-/// for the rest.
+/// The largest body that can hold an allowed message: every byte written as `\u00XX`, and room for the rest.
+fn message_limit(config: &Config) -> usize {
+    usize::try_from(config.limits.message.bytes()).unwrap_or(usize::MAX).saturating_mul(6).saturating_add(64 << 10)
+}
+
+/// The largest body that is read: with room for files.
 pub(crate) fn body_limit(config: &Config) -> usize {
-    usize::try_from(config.limits.message.bytes()).unwrap_or(usize::MAX).saturating_mul(6).saturating_add((64 << 10) + inputs::BODY)
+    message_limit(config).saturating_add(inputs::BODY)
 }
 
 /// Kept apart from reading so that a body is parsed where it lies.
 pub(crate) fn parse(body: &Bytes, user: UserId, key: Option<String>, config: &Config) -> Result<NewRun> {
-    SubmitRequest::read(body)?.check(user, key, config)
+    let (request, limit) = (SubmitRequest::read(body)?, message_limit(config));
+    // The room for files is theirs alone.
+    if request.files.is_none() && body.len() > limit {
+        return Err(ApiError::BodyTooLarge { limit });
+    }
+    request.check(user, key, config)
 }

@@ -61,11 +61,16 @@ impl SqliteStore {
 
     /// In writes of bounded size, the list last: without it there is nothing to see.
     async fn store_files(&self, lease: &Lease, files: Arc<Collected>) -> Result<Fenced<()>> {
+        let groups = files::groups(&files);
+        if groups.len() <= 1 {
+            let lease = lease.clone();
+            return self.database.write(move |db| files::put(db, &lease, &files, &groups), |_| {}).await;
+        }
         let begun = lease.clone();
         if self.database.write(move |db| files::begin(db, &begun), |_| {}).await?.is_err() {
             return Ok(Err(LeaseLost));
         }
-        for group in files::groups(&files) {
+        for group in groups {
             let (lease, files) = (lease.clone(), Arc::clone(&files));
             if self.database.write(move |db| files::add(db, &lease, &files, &group), |_| {}).await?.is_err() {
                 return Ok(Err(LeaseLost));

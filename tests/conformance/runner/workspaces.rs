@@ -4,8 +4,8 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use quayside_worker::artefacts;
+use quayside_worker::runner::LaunchSpec;
 use quayside_worker::runner::workspace::Workspaces;
-use quayside_worker::runner::{LaunchSpec, Runner};
 
 use super::docker::{OnDocker, python};
 use super::{Behaviour, Fixture, check, end, read_all};

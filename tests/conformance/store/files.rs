@@ -54,6 +54,7 @@ pub(crate) async fn files_read_back_as_they_were_left<F: Fixture>() {
         assert!(found == *file, "{file:?} reads back as {found:?}");
     }
     assert_eq!(store.file(&id, &"a b".parse().unwrap()).await.unwrap(), None, "a folder is no file");
+    drop(store);
     let fixture = fixture.restart().await;
     assert_eq!(fixture.store().files(&id).await.unwrap().unwrap(), list);
     assert!(fixture.store().file(&id, &wanted[3].path).await.unwrap().expect("the file") == wanted[3], "a restart keeps it");
@@ -134,6 +135,7 @@ pub(crate) async fn inputs_come_with_their_run<F: Fixture>() {
     assert_eq!(submit(&*store, new).await, id, "the key stands for it");
     assert!(store.inputs(&id).await.unwrap() == sent);
     assert_eq!(store.files(&id).await.unwrap(), Some(FileList::default()), "what came in did not come out");
+    drop(store);
     let fixture = fixture.restart().await;
     let store = fixture.store();
     fixture.advance(LEASE * 2);

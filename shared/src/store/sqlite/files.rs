@@ -12,6 +12,19 @@ use crate::store::{Fenced, Lease, LeaseLost};
 /// Bytes in one write: the writer's time is everybody's.
 const GROUP: usize = 2 * PART;
 
+/// All files of an attempt in one write.
+pub(super) fn put(db: &Connection, lease: &Lease, collected: &Collected, groups: &[Vec<Part>]) -> rusqlite::Result<Fenced<()>> {
+    if begin(db, lease)?.is_err() {
+        return Ok(Err(LeaseLost));
+    }
+    for group in groups {
+        if add(db, lease, collected, group)?.is_err() {
+            return Ok(Err(LeaseLost));
+        }
+    }
+    complete(db, lease, &collected.list())
+}
+
 /// Begins the files of an attempt: what it stored before is gone.
 pub(super) fn begin(db: &Connection, lease: &Lease) -> rusqlite::Result<Fenced<()>> {
     let Some(run) = held(db, lease)? else { return Ok(Err(LeaseLost)) };
@@ -21,7 +34,7 @@ pub(super) fn begin(db: &Connection, lease: &Lease) -> rusqlite::Result<Fenced<(
 }
 
 /// A part of a file: which file, and which part of it.
-type Part = (usize, usize);
+pub(super) type Part = (usize, usize);
 
 /// All parts, grouped for one write each.
 pub(super) fn groups(collected: &Collected) -> Vec<Vec<Part>> {
