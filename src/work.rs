@@ -21,6 +21,7 @@ use quayside_worker::preemption::Notice;
 use quayside_worker::report::Reporter;
 use quayside_worker::runner::Runner;
 use quayside_worker::runner::docker::{DockerOptions, DockerRunner};
+use quayside_worker::runner::workspace::Workspaces;
 use quayside_worker::slots::{LiveContainers, Slots, slots_for};
 use quayside_worker::sweeper::Sweeper;
 use tokio_util::sync::CancellationToken;
@@ -126,7 +127,8 @@ pub(crate) fn looking_runner(config: &Config) -> anyhow::Result<Arc<dyn Runner>>
 fn runner(config: &Config, instance: &str, uid_base: u32) -> anyhow::Result<Arc<dyn Runner>> {
     let options =
         DockerOptions { host: config.runner.docker_host.clone(), instance: instance.to_owned(), runtime: config.runner.runtime.clone(), uid_base };
-    Ok(Arc::new(DockerRunner::connect(options).context("preparing the Docker runner")?))
+    let runner = DockerRunner::connect(options).context("preparing the Docker runner")?;
+    Ok(Arc::new(runner.with_workspaces(Workspaces::of(instance))))
 }
 
 /// A worker that was killed for good cannot remove its containers: the living ones on its machine do.

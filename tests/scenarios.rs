@@ -28,6 +28,7 @@ mod dead_letters;
 mod disk;
 mod drain;
 mod faults;
+mod files;
 mod frozen;
 mod google;
 mod order;

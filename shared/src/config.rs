@@ -258,6 +258,8 @@ struct AgentFile {
     network: Option<Network>,
     timeout: Option<HumanDuration>,
     output_limit: Option<HumanSize>,
+    workspace: Option<HumanSize>,
+    files: Option<HumanSize>,
     warm: Option<u32>,
     session: Option<Session>,
 }
@@ -371,6 +373,8 @@ fn check_agents(files: BTreeMap<AgentName, AgentFile>, source: &source::Source) 
             output: file.output.unwrap_or(base.output),
             timeout: file.timeout.map_or(base.timeout, HumanDuration::get),
             output_limit: file.output_limit.map_or(base.output_limit, HumanSize::bytes),
+            workspace: file.workspace.map_or(base.workspace, HumanSize::bytes),
+            files: file.files.map_or(base.files, HumanSize::bytes),
             warm: file.warm.or(base.warm),
             session: file.session.unwrap_or(base.session),
             name: name.clone(),
@@ -395,6 +399,12 @@ fn check_agents(files: BTreeMap<AgentName, AgentFile>, source: &source::Source) 
         }
         if agent.output_limit == 0 || agent.output_limit > 64 << 20 {
             return Err(source.error(&key("output_limit"), "must be between 1B and 64MiB"));
+        }
+        if !(1 << 20..=1 << 40).contains(&agent.workspace) {
+            return Err(source.error(&key("workspace"), "must be between 1MiB and 1TiB; it counts against the agent's memory"));
+        }
+        if agent.files > 64 << 20 {
+            return Err(source.error(&key("files"), "must be at most 64MiB; 0B keeps no files"));
         }
         if agent.env.iter().any(|(name, value)| name.is_empty() || name.contains(['=', '\0']) || value.contains('\0')) {
             return Err(source.error(&key("env"), "a name must not be empty or contain `=`, and neither may contain NUL"));

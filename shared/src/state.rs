@@ -200,6 +200,12 @@ pub fn expire(run: &mut Run, now: Timestamp) -> Result<(), Refused> {
     }
 }
 
+/// Whether the holder of `epoch` may write.
+#[must_use]
+pub fn holds(run: &Run, epoch: u64) -> bool {
+    run.lease.as_ref().is_some_and(|lease| lease.epoch == epoch)
+}
+
 fn held(run: &mut Run, epoch: u64) -> Result<&mut LeaseRecord, Refused> {
     run.lease.as_mut().filter(|lease| lease.epoch == epoch).ok_or(Refused::LeaseLost)
 }

@@ -36,6 +36,7 @@ fn run() -> Run {
         start_by: Some(Timestamp::from_millis(600_000)),
         timeout_millis: 1000,
         rolled_back: false,
+        inputs: 0,
     }
 }
 

@@ -8,6 +8,7 @@ mod fake_engine;
 mod scripted;
 mod stopped;
 mod suite;
+mod workspaces;
 
 use std::time::Duration;
 

@@ -171,5 +171,6 @@ fn blank() -> &'static Run {
         start_by: None,
         timeout_millis: 1000,
         rolled_back: false,
+        inputs: 0,
     })
 }

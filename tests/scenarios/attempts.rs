@@ -91,6 +91,7 @@ impl Worker {
             timeout: Duration::from_secs(60),
             queue_ttl: None,
             metadata: BTreeMap::new(),
+            files: Vec::new(),
             idempotency: None,
         };
         let submitted = self.store.submit(new).await.unwrap();

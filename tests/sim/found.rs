@@ -119,6 +119,7 @@ impl Stage {
             timeout: agent.timeout,
             queue_ttl: None,
             metadata: BTreeMap::new(),
+            files: Vec::new(),
             idempotency: None,
         };
         let id = store.submit(new).await.unwrap().run.id;

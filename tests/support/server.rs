@@ -298,6 +298,12 @@ impl Server {
         self.instances().into_iter().flat_map(|instance| of(instance).lines().map(str::to_owned).collect::<Vec<_>>()).collect()
     }
 
+    /// What its workers have mounted for containers, whether those live or not.
+    pub fn workspaces(&self) -> Vec<PathBuf> {
+        let of = |instance: String| std::fs::read_dir(Path::new(quayside_worker::runner::workspace::FOLDER).join(instance));
+        self.instances().into_iter().flat_map(of).flatten().flatten().map(|entry| entry.path()).collect()
+    }
+
     pub fn user(&self, name: &str) -> User {
         User { http: reqwest::Client::new(), urls: self.urls.clone().into(), turn: Arc::default(), name: name.to_owned() }
     }
@@ -326,6 +332,10 @@ impl Drop for Server {
             let mut arguments = vec!["rm", "-f", "-v"];
             arguments.extend(containers.iter().map(String::as_str));
             docker(&arguments);
+        }
+        for workspace in self.workspaces() {
+            let _ = Command::new("umount").arg("--lazy").arg(&workspace).stderr(Stdio::null()).status();
+            let _ = std::fs::remove_dir(workspace);
         }
         if std::thread::panicking()
             && let Some(folder) = self.folder.take()

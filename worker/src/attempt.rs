@@ -4,6 +4,7 @@
 //! end is stored; the run was handed back; or the lease was lost and nothing more was written.
 
 mod execute;
+mod files;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;

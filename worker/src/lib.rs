@@ -2,6 +2,7 @@
 //!
 //! Read [`consumer`] for the loop, [`attempt`] for one delivery from top to bottom, [`sweeper`] for the repair.
 
+pub mod artefacts;
 pub mod attempt;
 pub mod consumer;
 pub mod lease;

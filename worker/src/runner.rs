@@ -14,6 +14,7 @@
 pub mod docker;
 mod order;
 pub mod scripted;
+pub mod workspace;
 
 use std::fmt;
 use std::path::Path;

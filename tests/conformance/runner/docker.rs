@@ -33,8 +33,13 @@ fn options(host: &str, instance: &str) -> DockerOptions {
 
 impl OnDocker {
     pub fn new() -> Self {
+        Self::changed(|runner, _| runner)
+    }
+
+    /// With a runner that is changed before it is used; told the label of its containers.
+    pub fn changed(change: impl FnOnce(DockerRunner, &str) -> DockerRunner) -> Self {
         let instance = format!("conformance-{}", RunId::random());
-        let runner = DockerRunner::connect(options(HOST, &instance)).expect("valid options");
+        let runner = change(DockerRunner::connect(options(HOST, &instance)).expect("valid options"), &instance);
         let client = Docker::connect_with_unix(HOST, 60, bollard::API_DEFAULT_VERSION).expect("the socket of the engine");
         Self { runner, instance, client }
     }

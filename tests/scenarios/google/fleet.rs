@@ -220,6 +220,7 @@ pub(super) fn new_run() -> NewRun {
         timeout: Duration::from_secs(60),
         queue_ttl: None,
         metadata: BTreeMap::new(),
+        files: Vec::new(),
         idempotency: None,
     }
 }

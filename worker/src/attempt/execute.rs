@@ -1,5 +1,6 @@
 //! The container's part of an attempt: launch, converse, and the verdict.
 
+use std::path::Path;
 use std::time::Duration;
 
 use quayside_shared::agent::{Agent, Input};
@@ -76,6 +77,14 @@ impl Attempts {
             }
             Err(interrupt) => return (self.abandon(interrupt, run, announced, keeper).await, None),
         };
+        let workspace = sandbox.workspace().map(Path::to_path_buf);
+        let inputs = match self.place_inputs(run, workspace.clone()).await {
+            Ok(inputs) => inputs,
+            Err(ending) => {
+                self.kill(&mut *sandbox, run, keeper).await;
+                return (ending, Some(Leftover { sandbox, _announced: announced }));
+            }
+        };
         let started = Instant::now();
         metrics::histogram!(names::START_SECONDS).record((started - claimed).as_secs_f64());
         let mut heard = Heard { reader: ReplyReader::new(agent), log: LogTail::default() };
@@ -112,6 +121,7 @@ impl Attempts {
                 interrupted(agent, interrupt, run, heard, writer, usage).await
             }
         };
+        let ending = self.keep_files(agent, lease, keeper, workspace, inputs, ending).await;
         (ending, Some(Leftover { sandbox, _announced: announced }))
     }
 
@@ -297,7 +307,7 @@ fn launch_failed(run: &Run, fault: &Fault) -> Ending {
     }
 }
 
-fn finished(outcome: AttemptOutcome, error: Option<RunError>) -> Box<Finished> {
+pub(super) fn finished(outcome: AttemptOutcome, error: Option<RunError>) -> Box<Finished> {
     Box::new(Finished { outcome, error, exit_code: None, truncated: false, usage: Usage::default() })
 }
 

@@ -2,6 +2,8 @@
 
 use std::collections::VecDeque;
 use std::fmt;
+use std::io;
+use std::path::Path;
 use std::pin::Pin;
 use std::time::Duration;
 
@@ -14,6 +16,7 @@ use tokio::io::{AsyncWrite, AsyncWriteExt};
 use tokio_util::task::AbortOnDropHandle;
 
 use super::super::order::Order;
+use super::super::workspace::Workspace;
 use super::super::{Exit, Fault, FaultKind, OutputChunk, Sandbox};
 use super::container::Container;
 use super::engine;
@@ -43,6 +46,7 @@ pub(super) struct DockerSandbox {
     input: Option<Input>,
     writer: Option<AbortOnDropHandle<()>>,
     meter: Meter,
+    workspace: Option<Workspace>,
     /// By us; what it ends with says nothing about the program then.
     killed: bool,
     exit: Option<Exit>,
@@ -66,9 +70,16 @@ impl DockerSandbox {
             input: Some(attached.input),
             writer: None,
             meter,
+            workspace: None,
             killed: false,
             exit: None,
         }
+    }
+
+    /// The same with its workspace, which goes with it.
+    pub(super) fn with_workspace(mut self, workspace: Option<Workspace>) -> Self {
+        self.workspace = workspace;
+        self
     }
 
     /// Lets go of the output; the end of a normal run.
@@ -119,6 +130,10 @@ impl Sandbox for DockerSandbox {
             })));
         }
         Ok(())
+    }
+
+    fn workspace(&self) -> Option<&Path> {
+        self.workspace.as_ref().map(Workspace::path)
     }
 
     async fn next_output(&mut self) -> Option<Result<OutputChunk, Fault>> {
@@ -197,7 +212,13 @@ impl Sandbox for DockerSandbox {
     async fn remove(mut self: Box<Self>) -> Result<(), Fault> {
         self.order.remove()?;
         self.detach().await;
-        self.container.remove().await
+        self.container.remove().await?;
+        if let Some(workspace) = self.workspace.take() {
+            // The kernel takes its time to forget a mount.
+            let removed = tokio::task::spawn_blocking(|| workspace.remove()).await.map_err(io::Error::other).flatten();
+            removed.map_err(|error| Fault::new(FaultKind::Engine, "a workspace cannot be unmounted").with_source(error))?;
+        }
+        Ok(())
     }
 }
 
