@@ -74,6 +74,8 @@ pub struct Agent {
     pub warm: Option<u32>,
     /// What a container serves.
     pub session: Session,
+    /// How long a kept container waits for the next message of its conversation.
+    pub idle: Duration,
 }
 
 /// What one container serves before it is removed.
@@ -108,6 +110,7 @@ impl Agent {
             files: 16 << 20,
             warm: None,
             session: Session::Run,
+            idle: Duration::from_secs(600),
         }
     }
 }

@@ -359,6 +359,9 @@ pub trait Store: Send + Sync + 'static {
     async fn append(&self, lease: &Lease, offset: u64, text: &str) -> Result<Fenced<Standing>>;
 
     /// Records the end of the attempt and of the run. `text`, when given, replaces the reply as it was streamed.
+    ///
+    /// The end of a run that is being cancelled is refused as if the lease were lost while its container
+    /// [lives](Finished::lives): kill it, and ask again.
     async fn finish(&self, lease: &Lease, finished: Finished, text: Option<String>) -> Result<Fenced<Changed>>;
 
     /// Keeps what this attempt left in its workspace, in place of what it kept before. It is seen when the run has ended by

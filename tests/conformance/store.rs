@@ -173,7 +173,7 @@ pub(crate) async fn append(store: &dyn Store, lease: &Lease, text: &str) -> Fenc
 }
 
 pub(crate) fn ended(outcome: AttemptOutcome) -> Finished {
-    Finished { outcome, error: None, exit_code: Some(0), truncated: false, usage: Usage::default() }
+    Finished { outcome, error: None, exit_code: Some(0), truncated: false, usage: Usage::default(), lives: false }
 }
 
 pub(crate) async fn finish(store: &dyn Store, lease: &Lease) -> Changed {
@@ -214,6 +214,7 @@ macro_rules! store_suite {
                 events_resume_after_any_number,
                 a_stated_reply_replaces_the_streamed_one,
                 a_run_ends_once,
+                a_run_is_not_cancelled_beside_its_container,
                 cancelling_a_queued_run_is_immediate,
                 cancelling_a_running_run_waits_for_its_worker,
                 a_result_that_came_first_stands,

@@ -71,7 +71,7 @@ impl Record {
 
     pub(super) fn finish(&self, epoch: u64, outcome: AttemptOutcome) -> Option<Self> {
         let error = (outcome == AttemptOutcome::ExitNonzero).then(|| RunError::new(ErrorCode::ExitNonzero, ""));
-        let finished = Finished { outcome, error, exit_code: None, truncated: false, usage: Usage::default() };
+        let finished = Finished { outcome, error, exit_code: None, truncated: false, usage: Usage::default(), lives: false };
         self.change(|run| state::finish(run, epoch, finished, NOW))
     }
 

@@ -156,10 +156,12 @@ impl Server {
         let config = folder.path().join("quayside.toml");
         let Options { extra, slots, lease, heartbeat, drain, max_attempts, worker } = options;
         let workers = workers(on, slots);
+        // Hundreds of servers, each with its own, would fill the machine: a test that wants a pool asks for it.
+        let no_pool = if worker.contains("warm_memory") { "" } else { "warm_memory = \"0B\"\n" };
         // The embedded backend makes its own.
         let admin_key = if on == Backend::Google { format!("admin_key = \"{ADMIN_KEY}\"\n") } else { String::new() };
         let text = format!(
-            "[api]\nbind = \"127.0.0.1:0\"\n{admin_key}[backend]\ndata_dir = {data_dir:?}\n{backend}[worker]\nslots = {}\nlease = \"{lease}\"\nheartbeat = \"{heartbeat}\"\ndrain = \"{drain}\"\nmax_attempts = {max_attempts}\n{worker}\n{AGENTS}\n{extra}",
+            "[api]\nbind = \"127.0.0.1:0\"\n{admin_key}[backend]\ndata_dir = {data_dir:?}\n{backend}[worker]\nslots = {}\nlease = \"{lease}\"\nheartbeat = \"{heartbeat}\"\ndrain = \"{drain}\"\nmax_attempts = {max_attempts}\n{no_pool}{worker}\n{AGENTS}\n{extra}",
             slots / workers
         );
         std::fs::write(&config, text).unwrap();

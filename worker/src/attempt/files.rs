@@ -13,6 +13,7 @@ use quayside_shared::store::files::{Collected, FileEntry, LeftOut, RunFile};
 use quayside_shared::store::{Fenced, Lease, LeaseLost};
 use tokio::time::Instant;
 
+use super::container::Obtained;
 use super::{Attempts, Ending, RETRY};
 use crate::artefacts;
 use crate::lease::LeaseKeeper;
@@ -45,17 +46,10 @@ impl Attempts {
         }
     }
 
-    /// Stores what an attempt left in `workspace`, when it ends its run. Its container must not run any more. `known` is what
-    /// was there before it began.
-    pub(super) async fn keep_files(
-        &self,
-        agent: &Agent,
-        lease: &Lease,
-        keeper: &LeaseKeeper,
-        workspace: Option<PathBuf>,
-        known: Vec<FileEntry>,
-        ending: Ending,
-    ) -> Ending {
+    /// Stores what an attempt left in its workspace, when it ends its run. Its container must not move any more.
+    pub(super) async fn keep_files(&self, agent: &Agent, lease: &Lease, keeper: &LeaseKeeper, obtained: &mut Obtained, ending: Ending) -> Ending {
+        let known = std::mem::take(&mut obtained.inputs);
+        let workspace = obtained.container.workspace();
         let (Ending::Finished(..), Some(workspace), 1..) = (&ending, workspace, agent.files) else { return ending };
         let bytes = agent.files;
         let collecting = tokio::task::spawn_blocking(move || {

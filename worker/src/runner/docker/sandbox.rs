@@ -13,11 +13,12 @@ use bollard::errors::Error as DockerError;
 use bytes::Bytes;
 use futures::{FutureExt, Stream, StreamExt};
 use tokio::io::{AsyncWrite, AsyncWriteExt};
+use tokio::sync::mpsc;
 use tokio_util::task::AbortOnDropHandle;
 
 use super::super::order::Order;
 use super::super::workspace::Workspace;
-use super::super::{Exit, Fault, FaultKind, OutputChunk, Sandbox};
+use super::super::{Exit, Fault, FaultKind, Measured, OutputChunk, Sandbox};
 use super::container::Container;
 use super::engine;
 use super::usage::Meter;
@@ -45,6 +46,8 @@ pub(super) struct DockerSandbox {
     received: VecDeque<OutputChunk>,
     input: Option<Input>,
     writer: Option<AbortOnDropHandle<()>>,
+    /// What a kept session is still to be told; standard input stays open as long as this is.
+    requests: Option<mpsc::UnboundedSender<Bytes>>,
     meter: Meter,
     workspace: Option<Workspace>,
     /// By us; what it ends with says nothing about the program then.
@@ -69,6 +72,7 @@ impl DockerSandbox {
             received: VecDeque::new(),
             input: Some(attached.input),
             writer: None,
+            requests: None,
             meter,
             workspace: None,
             killed: false,
@@ -105,6 +109,7 @@ impl DockerSandbox {
         self.order.note_output_ended();
         // Both halves hold the connection open: it closes when the writer is gone, too.
         self.input = None;
+        self.requests = None;
         if let Some(writer) = self.writer.take() {
             writer.abort();
             let _ended_or_aborted = writer.await;
@@ -134,6 +139,50 @@ impl Sandbox for DockerSandbox {
 
     fn workspace(&self) -> Option<&Path> {
         self.workspace.as_ref().map(Workspace::path)
+    }
+
+    fn say(&mut self, request: Bytes) -> Result<(), Fault> {
+        self.order.say()?;
+        if let Some(mut input) = self.input.take() {
+            let (sender, mut requests) = mpsc::unbounded_channel::<Bytes>();
+            self.requests = Some(sender);
+            self.writer = Some(AbortOnDropHandle::new(tokio::spawn(async move {
+                while let Some(request) = requests.recv().await {
+                    let written = async {
+                        input.write_all(&request).await?;
+                        input.flush().await
+                    };
+                    if let Err(error) = written.await {
+                        tracing::debug!(%error, "a program ended before it had read its request");
+                        break;
+                    }
+                }
+            })));
+        }
+        if let Some(requests) = &self.requests {
+            // A writer that is gone met a program that is gone, which the output tells.
+            let _ = requests.send(request);
+        }
+        Ok(())
+    }
+
+    fn is_over(&mut self) -> bool {
+        self.exit.is_some() || self.killed || self.watched.is_over()
+    }
+
+    fn measure(&mut self) -> Measured {
+        self.meter.sample();
+        Measured { cpu: self.meter.cpu(), max_memory: self.meter.max_memory(false) }
+    }
+
+    async fn freeze(&mut self) -> Result<(), Fault> {
+        self.order.freeze()?;
+        self.container.pause().await
+    }
+
+    async fn thaw(&mut self) -> Result<(), Fault> {
+        self.order.freeze()?;
+        self.container.unpause().await
     }
 
     async fn next_output(&mut self) -> Option<Result<OutputChunk, Fault>> {
