@@ -88,7 +88,8 @@ impl Reaper {
                 match container.sandbox.kill().await {
                     Ok(()) => break container.remove().await,
                     Err(fault) if !std::mem::replace(&mut told, true) => {
-                        tracing::warn!(error = %chain(&fault), "a container could not be killed, trying again until it is");
+                        let key = container.key();
+                        tracing::warn!(container = %key, error = %chain(&fault), "a container could not be killed, trying again until it is");
                     }
                     Err(_) => {}
                 }
