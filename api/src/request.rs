@@ -192,7 +192,7 @@ fn field_at_fault(path: &str, detail: &str) -> String {
     match (path, named) {
         (".", Some(field)) => field.to_owned(),
         (".", None) => "body".to_owned(),
-        (path, Some(field)) if path != field => format!("{path}.{field}"),
+        (path, Some(field)) if path != field && !path.ends_with(&format!(".{field}")) => format!("{path}.{field}"),
         (path, _) => path.to_owned(),
     }
 }
