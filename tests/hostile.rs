@@ -2,9 +2,11 @@
 
 mod artefacts;
 mod header;
+mod host;
 mod neighbours;
 mod output;
 mod stage;
+mod weight;
 
 use std::time::{Duration, Instant};
 
@@ -23,13 +25,10 @@ macro_rules! contained {
 }
 
 contained! {
-    core_dump "core_dump.py"
-    disk_fill "disk_fill.py"
     exit_0_after_errors "exit_0_after_errors.sh"
     exit_127_missing "exit_127_missing.sh"
     exit_255 "exit_255.sh"
     fd_exhaust "fd_exhaust.py"
-    fork_bomb "fork_bomb.py"
     inj_echo_argv "inj_echo_argv.py"
     inj_prompt "inj_prompt.sh"
     inj_safe_way "inj_safe_way.sh"
@@ -68,8 +67,11 @@ const WATCHED: &[&str] = &[
     "art_names.py",
     "art_symlinks.sh",
     "art_zip_bomb.py",
+    "core_dump.py",
     "cpu_hog.py",
+    "disk_fill.py",
     "double_fork_daemon.py",
+    "fork_bomb.py",
     "ignore_sigterm.py",
     "mem_bomb.py",
     "single_line_huge.py",
@@ -85,6 +87,45 @@ fn every_program_has_its_test() {
     named.sort();
     there.sort();
     assert_eq!(there, named);
+}
+
+#[tokio::test]
+async fn core_dump() {
+    let before = host::core_files();
+    stage::verdict("core_dump.py", "").await;
+    let new: Vec<_> = host::core_files().difference(&before).cloned().collect();
+    assert_eq!(new, [std::path::PathBuf::new(); 0], "a core file is on the host");
+}
+
+#[tokio::test]
+async fn disk_fill() {
+    let seen = stage::verdict("disk_fill.py", "").await;
+    let text = seen.run["text"].as_str().unwrap();
+    assert!(text.contains("writable disk mounts []"), "a disk of the host can be written: {text}");
+}
+
+#[tokio::test]
+async fn fork_bomb() {
+    let server = stage::server(stage::agent("fork_bomb.py", "", "pids = 100")).await;
+    let user = server.user("mallory");
+    let since = host::now() - 2;
+    let id = user.say("fork_bomb", "hello").await;
+    let mut most = 0;
+    let run = loop {
+        for container in host::made(&server, since) {
+            most = most.max(host::figure(&container, "pids.current").unwrap_or_default());
+            if let Some(limit) = host::figure(&container, "pids.max") {
+                assert_eq!(limit, 100);
+            }
+        }
+        let run = user.run(&id).await;
+        if crate::support::server::is_terminal(&run) {
+            break run;
+        }
+    };
+    assert_eq!(stage::header("fork_bomb.py").objection(&run), None, "{run:#}");
+    assert!(most > 0 && most <= 100, "{most} processes at once");
+    stage::nothing_is_left(&server, &id).await;
 }
 
 #[tokio::test]

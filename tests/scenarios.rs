@@ -37,5 +37,6 @@ mod overload;
 mod preemption;
 mod replies;
 mod retention;
+mod sandbox;
 mod verdicts;
 mod warm;

@@ -51,8 +51,8 @@ pub type ImageDigests = Arc<RwLock<HashMap<AgentName, Option<String>>>>;
 pub struct Check {
     /// How `/readyz` calls it.
     pub name: &'static str,
-    /// `Err` says what is wrong, in words for an operator. Must answer within a second or two; it is cut off at three.
-    pub check: Arc<dyn Fn() -> BoxFuture<'static, Result<(), String>> + Send + Sync>,
+    /// `Err` says what is wrong, in words for an operator; `Ok` may say what they should know. Must answer within a second or two; it is cut off at three.
+    pub check: Arc<dyn Fn() -> BoxFuture<'static, Result<Option<String>, String>> + Send + Sync>,
 }
 
 /// What the API stands on.

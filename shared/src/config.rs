@@ -111,8 +111,22 @@ pub struct Worker {
     pub warm_memory: Option<HumanSize>,
     /// Memory that frozen containers of kept sessions may hold in all. Defaults to a quarter of this machine's.
     pub session_memory: Option<HumanSize>,
+    /// Whether every limit is tried in a real container before the first message is taken. Defaults to true.
+    pub prove_limits: bool,
+    /// What a version with known ways out of containers means. Defaults to `warn`.
+    pub known_escapes: KnownEscapes,
     /// The metadata key that turns `TRUE` when this machine is about to be taken away. Defaults to none: nobody asks.
     pub preemption_notice: Option<String>,
+}
+
+/// What a version with known ways out of containers means.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum KnownEscapes {
+    /// It is told.
+    Warn,
+    /// No agent runs on it.
+    Refuse,
 }
 
 /// `[runner]`
@@ -211,6 +225,8 @@ impl Default for Worker {
             warm_memory: None,
             session_memory: None,
             preemption_notice: None,
+            prove_limits: true,
+            known_escapes: KnownEscapes::Warn,
         }
     }
 }

@@ -41,7 +41,7 @@ fn run() -> Run {
 }
 
 fn finished(outcome: AttemptOutcome) -> Finished {
-    Finished { outcome, error: None, exit_code: None, truncated: false, usage: Usage::default(), lives: false }
+    Finished { outcome, error: None, exit_code: None, truncated: false, usage: Usage::default(), lives: false, sandbox: None }
 }
 
 /// Everything that anybody may try, in any state, with any epoch.

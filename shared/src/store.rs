@@ -351,6 +351,10 @@ pub trait Store: Send + Sync + 'static {
     /// Tries to take a run whose message arrived.
     async fn claim(&self, id: &RunId, worker: &WorkerId, lease: Duration) -> Result<Claim>;
 
+    /// Puts a queued run off: no claim of it succeeds for `delay`, then it is announced again. Its user is told `reason`. What
+    /// is not queued is left alone.
+    async fn defer(&self, id: &RunId, reason: WaitingReason, delay: Duration) -> Result<()>;
+
     /// Prolongs the lease by `lease` from now.
     async fn heartbeat(&self, lease: &Lease, duration: Duration) -> Result<Fenced<Standing>>;
 

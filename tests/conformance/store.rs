@@ -6,6 +6,7 @@ mod files;
 mod leases;
 mod lists;
 mod operations;
+mod sandbox;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -173,7 +174,7 @@ pub(crate) async fn append(store: &dyn Store, lease: &Lease, text: &str) -> Fenc
 }
 
 pub(crate) fn ended(outcome: AttemptOutcome) -> Finished {
-    Finished { outcome, error: None, exit_code: Some(0), truncated: false, usage: Usage::default(), lives: false }
+    Finished { outcome, error: None, exit_code: Some(0), truncated: false, usage: Usage::default(), lives: false, sandbox: None }
 }
 
 pub(crate) async fn finish(store: &dyn Store, lease: &Lease) -> Changed {
@@ -239,6 +240,11 @@ macro_rules! store_suite {
                 a_deleted_conversation_is_gone_at_once,
                 a_cursor_of_another_hand_is_refused,
                 depth_counts_what_waits_and_what_runs,
+            );
+            store_suite!(@tests $fixture; sandbox:
+                a_run_that_is_put_off_waits_and_is_announced_again,
+                only_what_is_queued_is_put_off,
+                what_held_an_attempt_in_is_kept,
             );
             store_suite!(@tests $fixture; operations:
                 a_run_that_was_given_up_is_a_dead_letter,

@@ -7,6 +7,7 @@ use std::sync::OnceLock;
 use serde_json::Value;
 
 use super::header::Header;
+use super::host;
 use crate::support::eventually;
 use crate::support::server::{Backend, Options, Server, docker};
 
@@ -94,6 +95,15 @@ pub async fn nothing_is_left(server: &Server, run_id: &str) {
     let label = format!("label=dev.quayside.run={run_id}");
     eventually("the removal of the container", || async { docker(&["ps", "-aq", "--filter", &label]).trim().is_empty().then_some(()) }).await;
     eventually("an empty host", || async { (server.containers().is_empty() && server.workspaces().is_empty()).then_some(()) }).await;
+    let made = host::made(server, started(server));
+    assert!(!made.is_empty(), "the engine's events tell of no container of this server");
+    host::no_trace_of(&made).await;
+}
+
+/// When the server's data began, in seconds since 1970: before its first container.
+fn started(server: &Server) -> u64 {
+    let made = std::fs::metadata(&server.config).and_then(|file| file.modified()).expect("its configuration");
+    made.duration_since(std::time::UNIX_EPOCH).expect("after 1970").as_secs()
 }
 
 /// A figure of the server process from `/proc`, in bytes.

@@ -18,6 +18,7 @@ use quayside_worker::attempt::Attempts;
 use quayside_worker::consumer::consume;
 use quayside_worker::lease::LeaseTimes;
 use quayside_worker::pool::{Pool, PoolOptions};
+use quayside_worker::proof::gate::Gate;
 use quayside_worker::runner::Runner;
 use quayside_worker::runner::scripted::ScriptedRunner;
 use quayside_worker::slots::{LiveContainers, Slots};
@@ -71,6 +72,7 @@ impl Worker {
             store: store.clone(),
             queue: queue.clone(),
             runner: runner.clone(),
+            gate: Arc::new(Gate::trusting(runner.clone())),
             agents: agents.into_iter().map(|agent| (agent.name.clone(), agent)).collect(),
             worker: WorkerId::random(),
             times,

@@ -19,6 +19,7 @@ use quayside_shared::store::{MultitaskStrategy, NewRun, Store, StoreOptions};
 use quayside_worker::attempt::{Attempts, Delivered};
 use quayside_worker::lease::LeaseTimes;
 use quayside_worker::pool::{Pool, PoolOptions};
+use quayside_worker::proof::gate::Gate;
 use quayside_worker::runner::scripted::ScriptedRunner;
 use quayside_worker::runner::{ContainerKey, EngineInfo, Exit, Fault, FaultKind, LaunchSpec, OutputChunk, Runner, Sandbox};
 use quayside_worker::slots::LiveContainers;
@@ -131,6 +132,7 @@ impl Stage {
             store,
             queue,
             runner: runner.clone(),
+            gate: Arc::new(Gate::trusting(runner.clone())),
             agents: BTreeMap::from([(agent.name.clone(), agent)]),
             worker: WorkerId::random(),
             times: LeaseTimes { duration: Duration::from_secs(6), heartbeat: Duration::from_secs(2) },

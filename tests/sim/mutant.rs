@@ -7,7 +7,7 @@ use async_trait::async_trait;
 use quayside_shared::clock::Timestamp;
 use quayside_shared::error::Result;
 use quayside_shared::ids::{ConversationId, DeadLetterId, RunId, UserId, WorkerId};
-use quayside_shared::run::{AttemptOutcome, Run, Status, Usage, Waiting};
+use quayside_shared::run::{AttemptOutcome, Run, Status, Usage, Waiting, WaitingReason};
 use quayside_shared::state::Finished;
 use quayside_shared::store::files::{Collected, FileList, FilePath, RunFile};
 use quayside_shared::store::{
@@ -217,6 +217,10 @@ impl Store for Mutated {
             self.life.world.leases.lock().unwrap().push((lease.clone(), now));
         }
         Ok(claim)
+    }
+
+    async fn defer(&self, id: &RunId, reason: WaitingReason, delay: Duration) -> Result<()> {
+        self.inner.defer(id, reason, delay).await
     }
 
     async fn heartbeat(&self, lease: &Lease, duration: Duration) -> Result<Fenced<Standing>> {

@@ -17,6 +17,7 @@ use quayside_worker::attempt::Attempts;
 use quayside_worker::consumer::consume;
 use quayside_worker::lease::LeaseTimes;
 use quayside_worker::pool::{Pool, PoolOptions};
+use quayside_worker::proof::gate::Gate;
 use quayside_worker::runner::Runner;
 use quayside_worker::slots::{LiveContainers, Slots};
 use quayside_worker::sweeper::Sweeper;
@@ -327,6 +328,7 @@ async fn work(life: Arc<Life>, store: Arc<dyn Store>, queue: Arc<dyn Queue>, run
         pool: Pool::new(Arc::clone(&runner), live.clone(), config.agents.values(), PoolOptions::off()),
         store,
         queue,
+        gate: Arc::new(Gate::trusting(Arc::clone(&runner))),
         runner,
         agents: config.agents.clone(),
         worker: WorkerId::random(),

@@ -7,7 +7,7 @@ use async_trait::async_trait;
 use quayside_shared::clock::Timestamp;
 use quayside_shared::error::Result;
 use quayside_shared::ids::{ConversationId, DeadLetterId, RunId, UserId, WorkerId};
-use quayside_shared::run::{AttemptOutcome, Run, Waiting};
+use quayside_shared::run::{AttemptOutcome, Run, Waiting, WaitingReason};
 use quayside_shared::state::Finished;
 use quayside_shared::store::files::{Collected, FileList, FilePath, RunFile};
 use quayside_shared::store::{
@@ -83,6 +83,11 @@ impl Store for FaultyStore {
             claim
         };
         self.life.call(told, claim).await
+    }
+
+    async fn defer(&self, id: &RunId, reason: WaitingReason, delay: Duration) -> Result<()> {
+        let (store, told, id) = (Arc::clone(&self.inner), self.told("defer", id), id.clone());
+        self.life.call(told, async move { store.defer(&id, reason, delay).await }).await
     }
 
     async fn heartbeat(&self, lease: &Lease, duration: Duration) -> Result<Fenced<Standing>> {

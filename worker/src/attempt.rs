@@ -15,7 +15,7 @@ use quayside_shared::agent::Agent;
 use quayside_shared::error::chain;
 use quayside_shared::ids::{AgentName, RunId, WorkerId};
 use quayside_shared::queue::{Delivery, Message, Queue};
-use quayside_shared::run::{AttemptOutcome, Run};
+use quayside_shared::run::{AttemptOutcome, Run, Status, WaitingReason};
 use quayside_shared::state::Finished;
 use quayside_shared::store::{Changed, Claim, Fenced, Lease, LeaseLost, Store, Stray};
 use quayside_shared::telemetry::names;
@@ -25,6 +25,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::lease::{LeaseKeeper, LeaseTimes};
 use crate::pool::Pool;
+use crate::proof::gate::Gate;
 use crate::runner::Runner;
 use crate::slots::LiveContainers;
 use container::Obtained;
@@ -54,6 +55,8 @@ pub struct Attempts {
     pub hand_back: CancellationToken,
     /// Set when the machine is being taken away: what is handed back is `preempted` then, otherwise `drained`.
     pub preempted: CancellationToken,
+    /// Who may run here, and what holds them in.
+    pub gate: Arc<Gate>,
     /// Told when a run is to be tried again later: the sweeper must know of that moment.
     pub retry_later: Arc<Notify>,
 }
@@ -97,6 +100,13 @@ impl Attempts {
                 return self.put_aside(stray, delivery).await;
             }
         };
+        if let Some(delivered) = self.put_off(&run_id).await {
+            match delivered {
+                Delivered::StoreFault => delivery.nack().await,
+                Delivered::Done | Delivered::EngineFault => delivery.ack().await,
+            }
+            return delivered;
+        }
         // Before the claim, so that no cancellation slips through in between.
         let watch = self.store.watch(&run_id);
         let claimed = Instant::now();
@@ -126,7 +136,10 @@ impl Attempts {
         };
         metrics::histogram!(names::PICKUP_SECONDS).record(Duration::from_millis(run.usage.queue_millis.unwrap_or(0)).as_secs_f64());
         let keeper = LeaseKeeper::start(Arc::clone(&self.store), lease.clone(), watch, self.times, claimed, &self.live.leases);
-        let (ending, mut leftover) = self.execute(&run, &lease, &keeper, claimed).await;
+        let (mut ending, mut leftover) = self.execute(&run, &lease, &keeper, claimed).await;
+        if let (Ending::Finished(finished, _), Some(_), Some(agent)) = (&mut ending, &leftover, self.agents.get(&run.agent)) {
+            finished.sandbox = Some(self.gate.record(agent));
+        }
         let engine_fault = matches!(ending, Ending::Released(AttemptOutcome::EngineFault));
         match self.record(&run, &lease, ending, leftover.as_mut(), &keeper).await {
             Ok(changed) => {
@@ -156,6 +169,33 @@ impl Attempts {
             }
         }
         if engine_fault { Delivered::EngineFault } else { Delivered::Done }
+    }
+
+    /// A run of an agent that is refused here is neither claimed nor failed: it waits, and is looked at again, by this worker
+    /// or another. `None`: it may run.
+    async fn put_off(&self, run_id: &RunId) -> Option<Delivered> {
+        if !self.gate.refuses_any() {
+            return None;
+        }
+        let found = match self.store.run(run_id).await {
+            Ok(found) => found.filter(|run| run.status == Status::Queued)?,
+            Err(error) => {
+                tracing::warn!(%run_id, error = %chain(&error), "a run cannot be read, the message goes back");
+                return Some(Delivered::StoreFault);
+            }
+        };
+        let why = self.gate.refusal(&found.agent)?;
+        match self.store.defer(run_id, WaitingReason::SandboxNotEnforced, Gate::look_again_after(found.created_at)).await {
+            Ok(()) => {
+                tracing::info!(%run_id, agent = %found.agent, why, "its agent is refused here, the run waits");
+                self.retry_later.notify_one();
+                Some(Delivered::Done)
+            }
+            Err(error) => {
+                tracing::warn!(%run_id, error = %chain(&error), "a run cannot be put off, the message goes back");
+                Some(Delivered::StoreFault)
+            }
+        }
     }
 
     /// Stores the end, as often as it takes while the lease lasts: what is lost here would be run again.

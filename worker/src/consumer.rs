@@ -45,7 +45,7 @@ pub async fn consume(attempts: Arc<Attempts>, slots: Slots, drain: CancellationT
             tokio::select! {
                 biased;
                 () = drain.cancelled() => break,
-                () = until_it_answers(&*attempts.runner) => engine.send_replace(true),
+                () = prepared(&attempts) => engine.send_replace(true),
             };
         }
         let delivery = tokio::select! {
@@ -98,9 +98,16 @@ pub async fn consume(attempts: Arc<Attempts>, slots: Slots, drain: CancellationT
     attempts.queue.stop_receiving().await;
 }
 
+/// Returns when the engine answers and it is known who may run on it.
+async fn prepared(attempts: &Attempts) {
+    if let Some(engine) = until_it_answers(&*attempts.runner).await {
+        attempts.gate.admit(&engine).await;
+    }
+}
+
 /// Probes the engine with growing pauses until it answers. `backoff` gives the pauses; there is no end to them, because
 /// without an engine there is nothing else to do. No jitter: an engine has one worker.
-pub(crate) async fn until_it_answers(runner: &dyn Runner) {
+pub(crate) async fn until_it_answers(runner: &dyn Runner) -> Option<crate::runner::EngineInfo> {
     let pauses = backoff::ExponentialBackoffBuilder::new()
         .with_initial_interval(Duration::from_millis(250))
         .with_max_interval(Duration::from_secs(10))
@@ -112,7 +119,7 @@ pub(crate) async fn until_it_answers(runner: &dyn Runner) {
         let retry_ms = u64::try_from(pause.as_millis()).unwrap_or(u64::MAX);
         tracing::warn!(error = %chain(&fault), retry_ms, "the container engine does not answer");
     });
-    if let Ok(engine) = answered.await {
-        tracing::info!(engine = engine.description, "the container engine answers");
-    }
+    let engine = answered.await.ok()?;
+    tracing::info!(engine = engine.description, "the container engine answers");
+    Some(engine)
 }

@@ -10,6 +10,7 @@ pub mod lease;
 pub mod places;
 pub mod pool;
 pub mod preemption;
+pub mod proof;
 pub mod protocol;
 mod reaper;
 pub mod reply;

@@ -14,6 +14,7 @@
 pub mod docker;
 mod order;
 pub mod scripted;
+pub mod shares;
 pub mod workspace;
 
 use std::fmt;
@@ -25,6 +26,7 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use quayside_shared::agent::Agent;
 use quayside_shared::ids::RunId;
+use serde::Serialize;
 
 /// What a container is made for.
 #[derive(Debug, Clone)]
@@ -137,12 +139,13 @@ pub struct Fault {
     kind: FaultKind,
     context: String,
     source: Option<Box<dyn std::error::Error + Send + Sync>>,
+    setting: Option<String>,
 }
 
 impl Fault {
     /// A fault of `kind`; `context` says what was being done or what is wrong.
     pub fn new(kind: FaultKind, context: impl Into<String>) -> Self {
-        Self { kind, context: context.into(), source: None }
+        Self { kind, context: context.into(), source: None, setting: None }
     }
 
     /// The same with the error that caused it.
@@ -150,6 +153,19 @@ impl Fault {
     pub fn with_source(mut self, source: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> Self {
         self.source = Some(source.into());
         self
+    }
+
+    /// The same about one setting that the engine made weaker than asked for.
+    #[must_use]
+    pub fn with_setting(mut self, setting: impl Into<String>) -> Self {
+        self.setting = Some(setting.into());
+        self
+    }
+
+    /// The setting that the engine made weaker than asked for, by the adapter's name for it: every container would be.
+    #[must_use]
+    pub fn setting(&self) -> Option<&str> {
+        self.setting.as_deref()
     }
 
     /// What a caller can do about it.
@@ -248,6 +264,22 @@ pub struct EngineInfo {
     pub description: String,
 }
 
+/// Something that containers stand on, and its version.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Component {
+    /// `docker`, `containerd`, `runc`, `crun`, `runsc`, `linux`.
+    pub name: String,
+    /// As its package has it, where that is told: `1.1.5+ds1-1+deb12u1`.
+    pub version: String,
+}
+
+impl Component {
+    /// The component `name` in this version.
+    pub fn new(name: impl Into<String>, version: impl Into<String>) -> Self {
+        Self { name: name.into(), version: version.into() }
+    }
+}
+
 /// Starts containers, and cleans up after itself.
 #[async_trait]
 pub trait Runner: Send + Sync + 'static {
@@ -262,6 +294,12 @@ pub trait Runner: Send + Sync + 'static {
 
     /// Whether the engine answers.
     async fn ping(&self) -> Result<EngineInfo, Fault>;
+
+    /// What containers stand on, for the record and for known ways out of it: engine, runtime, kernel. Empty where it does not
+    /// tell.
+    async fn components(&self) -> Result<Vec<Component>, Fault> {
+        Ok(Vec::new())
+    }
 
     /// The digest of an agent's image as the engine has it, for `GET /api/agents` and `doctor`; `None` when it is not
     /// there.

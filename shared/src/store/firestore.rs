@@ -35,7 +35,7 @@ use crate::clock::{Clock, Timestamp};
 use crate::config::Google;
 use crate::error::Result;
 use crate::ids::{ConversationId, DeadLetterId, RunId, UserId, WorkerId};
-use crate::run::{AttemptOutcome, Run, Status, Waiting};
+use crate::run::{AttemptOutcome, Run, Status, Waiting, WaitingReason};
 use crate::state::Finished;
 use crate::store::files::{Collected, FileList, FilePath, RunFile};
 use crate::store::hub::Hub;
@@ -164,6 +164,10 @@ impl Store for FirestoreStore {
 
     async fn claim(&self, id: &RunId, worker: &WorkerId, lease: Duration) -> Result<Claim> {
         self.claim_run(id, worker, lease).await
+    }
+
+    async fn defer(&self, id: &RunId, reason: WaitingReason, delay: Duration) -> Result<()> {
+        self.defer_run(id, reason, delay).await
     }
 
     async fn heartbeat(&self, lease: &Lease, duration: Duration) -> Result<Fenced<Standing>> {

@@ -19,7 +19,7 @@ use async_trait::async_trait;
 use crate::clock::{Clock, Timestamp};
 use crate::error::{Error, ErrorKind, Result};
 use crate::ids::{ConversationId, DeadLetterId, RunId, UserId, WorkerId};
-use crate::run::{AttemptOutcome, Run, Status, Waiting};
+use crate::run::{AttemptOutcome, Run, Status, Waiting, WaitingReason};
 use crate::sqlite::Database;
 use crate::state::Finished;
 use crate::store::files::{Collected, FileList, FilePath, RunFile};
@@ -148,6 +148,13 @@ impl Store for SqliteStore {
             },
         );
         written.await
+    }
+
+    async fn defer(&self, id: &RunId, reason: WaitingReason, delay: Duration) -> Result<()> {
+        let (id, context, hub) = (id.clone(), self.context(), Arc::clone(&self.hub));
+        let written =
+            self.database.write(move |db| change::defer(db, &id, reason, delay, &context), move |deferred| Self::signal(&hub, deferred.as_ref()));
+        written.await.map(drop)
     }
 
     async fn heartbeat(&self, lease: &Lease, duration: Duration) -> Result<Fenced<Standing>> {

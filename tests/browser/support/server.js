@@ -38,6 +38,7 @@ slots = 4
 lease = "4s"
 heartbeat = "1s"
 warm_memory = "0B"
+prove_limits = false
 
 [runner]
 uid_base = 410000

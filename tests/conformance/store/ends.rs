@@ -108,6 +108,7 @@ pub(crate) async fn a_run_ends_once<F: Fixture>() {
         truncated: true,
         usage: Usage { wall_millis: Some(5), ..Usage::default() },
         lives: false,
+        sandbox: None,
     };
     store.finish(&lease, finished, None).await.unwrap().unwrap();
     let run = get(&*store, &id).await;

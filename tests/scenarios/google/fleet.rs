@@ -20,6 +20,7 @@ use quayside_worker::attempt::Attempts;
 use quayside_worker::consumer::consume;
 use quayside_worker::lease::LeaseTimes;
 use quayside_worker::pool::{Pool, PoolOptions};
+use quayside_worker::proof::gate::Gate;
 use quayside_worker::runner::scripted::ScriptedRunner;
 use quayside_worker::slots::{LiveContainers, Slots};
 use quayside_worker::sweeper::Sweeper;
@@ -198,6 +199,7 @@ async fn work(google: Google, agents: BTreeMap<quayside_shared::ids::AgentName, 
         pool: Pool::new(runner.clone(), live.clone(), agents.values(), PoolOptions::off()),
         store,
         queue,
+        gate: Arc::new(Gate::trusting(runner.clone())),
         runner,
         agents,
         worker: WorkerId::random(),

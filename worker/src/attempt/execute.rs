@@ -196,7 +196,7 @@ async fn exited(agent: &Agent, exit: &Exit, heard: Heard, writer: ReplyWriter, m
     if writer.close().await.is_err() {
         return Ending::LeaseLost;
     }
-    let finished = Finished { outcome, error, exit_code: Some(exit.code), truncated: ended.truncated, usage, lives };
+    let finished = Finished { outcome, error, exit_code: Some(exit.code), truncated: ended.truncated, usage, lives, sandbox: None };
     Ending::Finished(Box::new(finished), ended.stated)
 }
 
@@ -234,7 +234,7 @@ pub(super) fn launch_failed(run: &Run, fault: &Fault) -> Ending {
 }
 
 pub(super) fn finished(outcome: AttemptOutcome, error: Option<RunError>) -> Box<Finished> {
-    Box::new(Finished { outcome, error, exit_code: None, truncated: false, usage: Usage::default(), lives: false })
+    Box::new(Finished { outcome, error, exit_code: None, truncated: false, usage: Usage::default(), lives: false, sandbox: None })
 }
 
 /// `before` is what runs that came before had used.

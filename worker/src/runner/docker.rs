@@ -15,6 +15,7 @@ mod sandbox;
 mod settings;
 mod sweep;
 mod usage;
+mod versions;
 mod watch;
 
 use std::sync::Arc;
@@ -22,7 +23,7 @@ use std::sync::Arc;
 use async_trait::async_trait;
 
 use super::workspace::Workspaces;
-use super::{ContainerKey, EngineInfo, Fault, FaultKind, LaunchSpec, Runner, Sandbox};
+use super::{Component, ContainerKey, EngineInfo, Fault, FaultKind, LaunchSpec, Runner, Sandbox};
 use engine::{Engine, QUICK};
 
 /// The lowest base of container uids: below it are the uids of the host's own accounts.
@@ -105,6 +106,13 @@ impl Runner for DockerRunner {
             description.push_str(&format!(", runc {}", runc.version));
         }
         Ok(EngineInfo { description })
+    }
+
+    async fn components(&self) -> Result<Vec<Component>, Fault> {
+        let docker = self.engine.client().await?;
+        let version = self.engine.call(QUICK, docker.version()).await;
+        let version = version.map_err(|error| engine::fault("asking for its version", error))?;
+        Ok(versions::of(&version, self.options.runtime.as_deref()))
     }
 
     async fn image_digest(&self, image: &str) -> Result<Option<String>, Fault> {

@@ -104,6 +104,14 @@ impl FirestoreStore {
         })
     }
 
+    pub(super) async fn defer_run(&self, id: &RunId, reason: WaitingReason, delay: Duration) -> Result<()> {
+        let decided = self.change(id, |record, _, now| match state::defer(&mut record.run, reason, now + delay) {
+            Ok(()) => Decision::Write(()),
+            Err(_not_queued) => Decision::Leave(()),
+        });
+        decided.await.map(drop)
+    }
+
     /// Reads a run under `lease`, decides, writes what changed of it; its line is not touched.
     async fn under_lease(
         &self,

@@ -85,6 +85,10 @@ impl FirestoreStore {
         if run.status != Status::Queued {
             return Ok(None);
         }
+        // Until somebody has looked at it again.
+        if run.waiting_reason == Some(WaitingReason::SandboxNotEnforced) {
+            return Ok(Some(Waiting { reason: WaitingReason::SandboxNotEnforced, position: 1 }));
+        }
         if run.not_before.is_some_and(|at| at > self.now()) {
             let reason = if run.attempts.is_empty() { WaitingReason::Scheduled } else { WaitingReason::Retrying };
             return Ok(Some(Waiting { reason, position: 1 }));

@@ -117,7 +117,7 @@ impl DockerRunner {
         let found = found.map_err(|error| engine::fault("inspecting it", error))?;
         if let Some(setting) = settings::difference(wanted, &found) {
             let sentence = format!("the container engine does not enforce `{setting}` as asked for, so the container was not started");
-            return Err(Fault::new(FaultKind::Refused, sentence));
+            return Err(Fault::new(FaultKind::Refused, sentence).with_setting(setting));
         }
         self.find_program(docker, spec, id, &found).await?;
         let options = AttachContainerOptionsBuilder::default().stdin(true).stdout(true).stderr(true).stream(true).build();

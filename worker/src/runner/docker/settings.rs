@@ -12,6 +12,7 @@ use bollard::models::{
 };
 use quayside_shared::agent::Network;
 
+use super::super::shares::cpu_shares;
 use super::super::{Fault, FaultKind, LaunchSpec};
 use super::labels;
 
@@ -92,6 +93,8 @@ pub(super) fn create_body(
             memory: Some(memory),
             memory_swap: Some(memory),
             nano_cpus: Some(nano_cpus),
+            // Who goes first when CPUs are short: API and worker before containers, containers by what they may use.
+            cpu_shares: Some(i64::try_from(cpu_shares(agent.cpus)).unwrap_or(i64::MAX)),
             pids_limit: Some(i64::from(agent.pids)),
             oom_score_adj: Some(500),
             ulimits: Some(vec![ulimit("nofile", 1024), ulimit("core", 0), ulimit("fsize", 64 * MIB), ulimit("msgqueue", 0)]),
@@ -176,6 +179,7 @@ pub(super) fn difference(wanted: &ContainerCreateBody, found: &ContainerInspectR
         ("HostConfig.Memory", host.memory == asked.memory),
         ("HostConfig.MemorySwap", host.memory_swap == asked.memory_swap),
         ("HostConfig.NanoCpus", host.nano_cpus == asked.nano_cpus),
+        ("HostConfig.CpuShares", host.cpu_shares == asked.cpu_shares),
         ("HostConfig.PidsLimit", host.pids_limit == asked.pids_limit),
         ("HostConfig.OomScoreAdj", host.oom_score_adj == asked.oom_score_adj),
         ("HostConfig.OomKillDisable", is_false(host.oom_kill_disable)),

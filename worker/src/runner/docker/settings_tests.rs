@@ -114,6 +114,8 @@ fn every_setting_that_is_weaker_is_noticed() {
         ("HostConfig.Memory", json!(0)),
         ("HostConfig.MemorySwap", json!(-1)),
         ("HostConfig.NanoCpus", json!(0)),
+        ("HostConfig.CpuShares", json!(1024)),
+        ("HostConfig.CpuShares", json!(null)),
         ("HostConfig.PidsLimit", json!(null)),
         ("HostConfig.PidsLimit", json!(4096)),
         ("HostConfig.OomScoreAdj", json!(0)),
