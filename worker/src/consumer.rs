@@ -28,8 +28,16 @@ pub async fn consume(attempts: Arc<Attempts>, slots: Slots, drain: CancellationT
     let (engine, mut engine_ok) = watch::channel(false);
     let engine = Arc::new(engine);
     let tending = tokio::spawn({
-        let (pool, drain) = (attempts.pool.clone(), drain.clone());
-        async move { pool.tend(drain).await }
+        let (pool, gate, drain) = (attempts.pool.clone(), Arc::clone(&attempts.gate), drain.clone());
+        async move {
+            // No container waits for a run before it is known who may run here.
+            tokio::select! {
+                biased;
+                () = drain.cancelled() => {}
+                () = gate.settled() => {}
+            }
+            pool.tend(drain).await;
+        }
     });
     metrics::gauge!(names::SLOTS).set(f64::from(slots.total()));
     loop {
