@@ -5,6 +5,7 @@
 mod cut_off;
 mod docker;
 mod fake_engine;
+mod living;
 mod scripted;
 mod stopped;
 mod suite;

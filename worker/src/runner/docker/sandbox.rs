@@ -46,6 +46,7 @@ pub(super) struct DockerSandbox {
     /// What a kept session is still to be told; standard input stays open as long as this is.
     requests: Option<mpsc::UnboundedSender<Bytes>>,
     meter: Meter,
+    frozen: bool,
     /// By us; what it ends with says nothing about the program then.
     killed: bool,
     exit: Option<Exit>,
@@ -70,6 +71,7 @@ impl DockerSandbox {
             writer: None,
             requests: None,
             meter,
+            frozen: false,
             killed: false,
             exit: None,
         }
@@ -162,12 +164,20 @@ impl Sandbox for DockerSandbox {
 
     async fn freeze(&mut self) -> Result<(), Fault> {
         self.order.freeze()?;
-        self.container.pause().await
+        if !self.frozen {
+            self.container.pause().await?;
+            self.frozen = true;
+        }
+        Ok(())
     }
 
     async fn thaw(&mut self) -> Result<(), Fault> {
         self.order.freeze()?;
-        self.container.unpause().await
+        if self.frozen {
+            self.container.unpause().await?;
+            self.frozen = false;
+        }
+        Ok(())
     }
 
     async fn next_output(&mut self) -> Option<Result<OutputChunk, Fault>> {
