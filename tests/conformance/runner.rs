@@ -6,6 +6,7 @@ mod cut_off;
 mod docker;
 mod fake_engine;
 mod proof;
+mod living;
 mod scripted;
 mod stopped;
 mod suite;

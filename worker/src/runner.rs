@@ -1,4 +1,4 @@
-//! The runner port: one fresh container per attempt.
+//! The runner port: fresh containers, each for one run, or for the runs of one conversation.
 //!
 //! The order of calls is part of the contract, and every adapter refuses another one with [`FaultKind::Misuse`]:
 //!
@@ -7,9 +7,10 @@
 //!             └────────────┴─── kill (any time) ─▶ wait ─▶ remove
 //! ```
 //!
-//! In a kept session [`Sandbox::say`] takes the place of `send`, and is called again for each further request of the same
-//! conversation. Any other container serves one request and is removed (invariant 8). Its effective settings are inspected before its
-//! program starts, and a container that is not as strict as asked for never starts (invariant 9).
+//! Between `launch` and `send` a container may wait for as long as nobody needs it. In a kept session [`Sandbox::say`] takes
+//! the place of `send`, and is called again for each further request of the same conversation; `freeze` and `thaw` may come
+//! in between. Any other container serves one request and is removed (invariant 8). Its effective settings are inspected
+//! before its program starts, and a container that is not as strict as asked for never starts (invariant 9).
 
 pub mod docker;
 mod order;
@@ -216,7 +217,7 @@ pub trait Sandbox: Send + fmt::Debug {
     }
 
     /// Stops every process of the container where it stands, and returns when none runs. It uses no CPU from then on. What
-    /// it wrote before can still be read; a frozen container can be spoken to, thawed, killed and removed.
+    /// it wrote before can still be read; a frozen container can be spoken to, thawed, killed and removed. Freezing what is frozen is fine.
     ///
     /// # Errors
     /// [`FaultKind::Refused`] by an adapter that keeps no sessions.
@@ -224,7 +225,7 @@ pub trait Sandbox: Send + fmt::Debug {
         Err(no_sessions())
     }
 
-    /// Lets a frozen container go on.
+    /// Lets a frozen container go on. Thawing what runs is fine.
     ///
     /// # Errors
     /// [`FaultKind::Refused`] by an adapter that keeps no sessions.

@@ -232,46 +232,6 @@ async fn what_a_run_cost_is_measured() {
 }
 
 #[tokio::test]
-async fn what_a_living_container_used_is_measured() {
-    check(OnDocker::new(), async |fixture| {
-        let mut spec = fixture.spec(&Behaviour::Echo);
-        let burn = "t = time.process_time()\n while time.process_time() - t < 0.3: pass\n os.write(1, b'done')";
-        spec.agent.command = python(&format!("import os, sys, time\nfor line in sys.stdin.buffer:\n {burn}"));
-        let mut sandbox = fixture.runner.launch(&spec).await.unwrap();
-        let idle = sandbox.measure();
-        assert!(idle.max_memory.is_some_and(|bytes| (1 << 18..64 << 20).contains(&bytes)), "{idle:?}");
-        let mut before = idle.cpu.expect("CPU time");
-        for _ in 0..2 {
-            sandbox.say(Bytes::from_static(b"go\n")).unwrap();
-            within(Duration::from_secs(30), "the answer", sandbox.next_output()).await.unwrap().unwrap();
-            let now = sandbox.measure().cpu.expect("CPU time");
-            assert!(now - before >= Duration::from_millis(280), "{before:?} {now:?}");
-            before = now;
-        }
-        end(sandbox).await;
-    })
-    .await;
-}
-
-#[tokio::test]
-async fn a_container_that_somebody_removes_is_over() {
-    check(OnDocker::new(), async |fixture| {
-        let mut sandbox = fixture.launch(Behaviour::EchoLines).await;
-        sandbox.say(Bytes::from_static(b"x\n")).unwrap();
-        within(Duration::from_secs(30), "the answer", sandbox.next_output()).await.unwrap().unwrap();
-        sandbox.freeze().await.unwrap();
-        assert!(!sandbox.is_over());
-        let label = HashMap::from([("label".to_owned(), vec![format!("dev.quayside.instance={}", fixture.instance)])]);
-        let listed = fixture.client.list_containers(Some(ListContainersOptionsBuilder::default().all(true).filters(&label).build())).await.unwrap();
-        fixture.remove(listed[0].id.as_ref().unwrap()).await;
-        crate::support::eventually("the word of its end", || std::future::ready(sandbox.is_over().then_some(()))).await;
-        assert!(sandbox.thaw().await.is_err());
-        end(sandbox).await;
-    })
-    .await;
-}
-
-#[tokio::test]
 async fn a_fork_bomb_dies_within_two_seconds() {
     check(OnDocker::new(), async |fixture| {
         let mut spec = fixture.spec(&Behaviour::Echo);

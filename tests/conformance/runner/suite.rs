@@ -327,10 +327,12 @@ pub async fn a_frozen_container_is_silent_and_goes_on(fixture: &dyn Fixture) {
     hear(&mut *sandbox, b".").await;
     for _ in 0..2 {
         sandbox.freeze().await.unwrap();
+        sandbox.freeze().await.unwrap();
         hush(&mut *sandbox).await;
         let before = sandbox.measure().cpu;
         assert!(tokio::time::timeout(2 * SHORT, sandbox.next_output()).await.is_err(), "it speaks while it is frozen");
         assert_eq!(sandbox.measure().cpu, before, "it works while it is frozen");
+        sandbox.thaw().await.unwrap();
         sandbox.thaw().await.unwrap();
         within(LONG, "the next tick", sandbox.next_output()).await.unwrap().unwrap();
     }

@@ -50,6 +50,7 @@ pub(super) struct DockerSandbox {
     requests: Option<mpsc::UnboundedSender<Bytes>>,
     meter: Meter,
     workspace: Option<Workspace>,
+    frozen: bool,
     /// By us; what it ends with says nothing about the program then.
     killed: bool,
     exit: Option<Exit>,
@@ -75,6 +76,7 @@ impl DockerSandbox {
             requests: None,
             meter,
             workspace: None,
+            frozen: false,
             killed: false,
             exit: None,
         }
@@ -177,12 +179,20 @@ impl Sandbox for DockerSandbox {
 
     async fn freeze(&mut self) -> Result<(), Fault> {
         self.order.freeze()?;
-        self.container.pause().await
+        if !self.frozen {
+            self.container.pause().await?;
+            self.frozen = true;
+        }
+        Ok(())
     }
 
     async fn thaw(&mut self) -> Result<(), Fault> {
         self.order.freeze()?;
-        self.container.unpause().await
+        if self.frozen {
+            self.container.unpause().await?;
+            self.frozen = false;
+        }
+        Ok(())
     }
 
     async fn next_output(&mut self) -> Option<Result<OutputChunk, Fault>> {
