@@ -108,11 +108,11 @@ async fn disk_fill() {
 async fn fork_bomb() {
     let server = stage::server(stage::agent("fork_bomb.py", "", "pids = 100")).await;
     let user = server.user("mallory");
-    let since = host::now() - 2;
+    let follower = host::Follower::of(&server);
     let id = user.say("fork_bomb", "hello").await;
     let mut most = 0;
     let run = loop {
-        for container in host::made(&server, since) {
+        for container in follower.made() {
             most = most.max(host::figure(&container, "pids.current").unwrap_or_default());
             if let Some(limit) = host::figure(&container, "pids.max") {
                 assert_eq!(limit, 100);
@@ -126,6 +126,7 @@ async fn fork_bomb() {
     assert_eq!(stage::header("fork_bomb.py").objection(&run), None, "{run:#}");
     assert!(most > 0 && most <= 100, "{most} processes at once");
     stage::nothing_is_left(&server, &id).await;
+    follower.sees_no_trace().await;
 }
 
 #[tokio::test]

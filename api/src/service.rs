@@ -13,9 +13,9 @@ use quayside_shared::error::chain;
 use serde::Serialize;
 use utoipa::ToSchema;
 
-use crate::App;
 use crate::error::{self, ApiError, NOT_READY, Result};
 use crate::page;
+use crate::{App, Checked};
 
 /// A check that takes longer has failed.
 const CHECK_TIMEOUT: Duration = Duration::from_secs(3);
@@ -99,8 +99,7 @@ pub(crate) async fn readyz(State(app): State<Arc<App>>) -> Response {
     let queue = async { deps.queue.ping().await.map(|()| None).map_err(told) }.boxed();
     let draining = deps.drain.is_cancelled();
     let drain = async { if draining { Err("the process is going down".to_owned()) } else { Ok(None) } }.boxed();
-    let mut checks: Vec<(&'static str, BoxFuture<'_, std::result::Result<Option<String>, String>>)> =
-        vec![("store", store), ("queue", queue), ("drain", drain)];
+    let mut checks: Vec<(&'static str, BoxFuture<'_, Checked>)> = vec![("store", store), ("queue", queue), ("drain", drain)];
     checks.extend(deps.checks.iter().map(|check| (check.name, (check.check)())));
     let checks = join_all(checks.into_iter().map(|(name, check)| async move {
         let outcome = tokio::time::timeout(CHECK_TIMEOUT, check).await.unwrap_or_else(|_| Err("no answer within 3 seconds".to_owned()));

@@ -58,8 +58,9 @@ stage 'cargo build' cargo build --locked --bin quayside
 QUAYSIDE_BIN=$(realpath "$TARGET")/debug/quayside
 export QUAYSIDE_BIN
 # What takes both cores for minutes runs by itself: beside it, every wait of the others would be long.
-stage 'cargo test' cargo test --locked --workspace -- --skip sim:: --skip model:: --skip chaos::
+stage 'cargo test' cargo test --locked --workspace -- --skip sim:: --skip model:: --skip chaos:: --skip hostile::weight::
 stage 'The simulator and the model' cargo test --locked --test quayside -- sim:: model::
+stage 'CPU between containers, and beside them' cargo test --locked --test quayside -- hostile::weight:: --test-threads=1
 stage 'Chaos, a short round for each backend' cargo test --locked --test quayside -- chaos::
 
 stage 'Browser and its packages (installed meanwhile)' join browser

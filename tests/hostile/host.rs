@@ -1,28 +1,57 @@
 //! The host around a hostile program: what it could leave there, and what its container may take of it.
 
 use std::collections::BTreeSet;
+use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::sync::{Arc, Mutex};
 
 use crate::support::eventually;
-use crate::support::server::{Server, docker};
+use crate::support::server::Server;
 
-/// The full ids of the containers that a server has made since `since`, whatever became of them: the engine's events remember.
-pub fn made(server: &Server, since: u64) -> BTreeSet<String> {
-    let of = |instance: String| {
-        let (since, label) = (since.to_string(), format!("label=dev.quayside.instance={instance}"));
-        let now = now().to_string();
-        docker(&["events", "--since", &since, "--until", &now, "--filter", &label, "--filter", "event=create", "--format", "{{.ID}}"])
-    };
-    server.instances().into_iter().flat_map(|instance| of(instance).lines().map(str::to_owned).collect::<Vec<_>>()).collect()
+/// Notes the full ids of the containers that a server makes, by the engine's events, until it is dropped.
+pub struct Follower {
+    events: Child,
+    made: Arc<Mutex<BTreeSet<String>>>,
 }
 
-/// Seconds since 1970, as the engine's events are told by; a second more, so that this very moment is within.
-pub fn now() -> u64 {
-    std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap().as_secs() + 1
+impl Follower {
+    /// Follows from the beginning of this second.
+    pub fn of(server: &Server) -> Self {
+        let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap().as_secs();
+        let mut command = Command::new("docker");
+        command.args(["events", "--since", &now.to_string(), "--filter", "event=create", "--format", "{{.ID}}"]);
+        for instance in server.instances() {
+            command.args(["--filter", &format!("label=dev.quayside.instance={instance}")]);
+        }
+        let mut events = command.stdout(Stdio::piped()).spawn().expect("the docker command");
+        let (lines, made) = (BufReader::new(events.stdout.take().expect("piped")).lines(), Arc::new(Mutex::new(BTreeSet::new())));
+        let noted = Arc::clone(&made);
+        std::thread::spawn(move || lines.map_while(Result::ok).for_each(|id| noted.lock().unwrap().extend([id])));
+        Self { events, made }
+    }
+
+    /// Those that were made until now.
+    pub fn made(&self) -> BTreeSet<String> {
+        self.made.lock().unwrap().clone()
+    }
+
+    /// Waits until it has heard of a container, and until no process and no control group of those that it heard of is left.
+    pub async fn sees_no_trace(&self) {
+        eventually("the news of a container", || async { (!self.made().is_empty()).then_some(()) }).await;
+        no_trace_of(&self.made()).await;
+    }
+}
+
+impl Drop for Follower {
+    fn drop(&mut self) {
+        let _ended = self.events.kill();
+        let _reaped = self.events.wait();
+    }
 }
 
 /// Waits until no process and no control group of these containers is left.
-pub async fn no_trace_of(containers: &BTreeSet<String>) {
+async fn no_trace_of(containers: &BTreeSet<String>) {
     eventually("a host without processes and control groups of dead containers", || async {
         let groups = containers.iter().any(|id| groups(id).next().is_some());
         (!groups && !containers.iter().any(|id| has_process(id))).then_some(())

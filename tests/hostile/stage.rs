@@ -7,7 +7,7 @@ use std::sync::OnceLock;
 use serde_json::Value;
 
 use super::header::Header;
-use super::host;
+use super::host::Follower;
 use crate::support::eventually;
 use crate::support::server::{Backend, Options, Server, docker};
 
@@ -59,7 +59,7 @@ pub async fn server(extra: String) -> Server {
 /// Runs one program and compares the run with its header. Afterwards nothing of it is left on the host.
 pub async fn verdict(file: &str, settings: &str) -> Seen {
     let server = server(agent(file, "", settings)).await;
-    let before = memory(&server, "VmRSS");
+    let (before, follower) = (memory(&server, "VmRSS"), Follower::of(&server));
     let user = server.user("mallory");
     let id = user.say(file.split('.').next().unwrap_or(file), "hello").await;
     let run = user.finished(&id).await;
@@ -67,6 +67,7 @@ pub async fn verdict(file: &str, settings: &str) -> Seen {
         panic!("{file}: {objection}: {run:#}");
     }
     nothing_is_left(&server, &id).await;
+    follower.sees_no_trace().await;
     let grown = memory(&server, "VmHWM").saturating_sub(before);
     Seen { run, server_growth: grown }
 }
@@ -95,15 +96,6 @@ pub async fn nothing_is_left(server: &Server, run_id: &str) {
     let label = format!("label=dev.quayside.run={run_id}");
     eventually("the removal of the container", || async { docker(&["ps", "-aq", "--filter", &label]).trim().is_empty().then_some(()) }).await;
     eventually("an empty host", || async { (server.containers().is_empty() && server.workspaces().is_empty()).then_some(()) }).await;
-    let made = host::made(server, started(server));
-    assert!(!made.is_empty(), "the engine's events tell of no container of this server");
-    host::no_trace_of(&made).await;
-}
-
-/// When the server's data began, in seconds since 1970: before its first container.
-fn started(server: &Server) -> u64 {
-    let made = std::fs::metadata(&server.config).and_then(|file| file.modified()).expect("its configuration");
-    made.duration_since(std::time::UNIX_EPOCH).expect("after 1970").as_secs()
 }
 
 /// A figure of the server process from `/proc`, in bytes.

@@ -18,7 +18,6 @@ async fn a_hog_slows_its_neighbour_little() {
     let (mut alone, mut beside) = (Vec::new(), Vec::new());
     for _ in 0..4 {
         alone.push(work(&bob).await);
-        alone.push(work(&bob).await);
         let hog = mallory.say("cpu_hog", "hello").await;
         busy(&mallory, &hog).await;
         beside.push(work(&bob).await);
@@ -26,8 +25,10 @@ async fn a_hog_slows_its_neighbour_little() {
         mallory.cancel(&hog).await;
         mallory.finished(&hog).await;
     }
-    let (alone, beside) = (median(alone), median(beside));
-    assert!(beside <= alone * SLOWER_AT_MOST, "{beside} ms beside eight busy processes, {alone} ms alone");
+    // What else this machine does makes a figure larger and never smaller, so the smallest of each are compared.
+    let (quickest_alone, quickest_beside) = (quickest(&alone), quickest(&beside));
+    let told = format!("alone {alone:?} ms, beside eight busy processes {beside:?} ms");
+    assert!(quickest_beside <= quickest_alone * SLOWER_AT_MOST, "{told}");
 }
 
 #[tokio::test]
@@ -75,7 +76,6 @@ async fn busy(user: &User, hog: &str) {
     .await;
 }
 
-fn median(mut figures: Vec<f64>) -> f64 {
-    figures.sort_by(f64::total_cmp);
-    figures[figures.len() / 2]
+fn quickest(figures: &[f64]) -> f64 {
+    figures.iter().copied().fold(f64::INFINITY, f64::min)
 }
