@@ -110,6 +110,8 @@ def wrk(system, script: str, connections: int, seconds: int, threads: int = 1, a
     if int(refused) or int(errors):
         raise BenchError(f"{system.label}: {refused} answers were not the right ones and {errors} connections failed; "
                          f"the first: {refusal or '-'}")
+    if int(accepted) == 0:
+        raise BenchError(f"{system.label} answered nothing within {seconds} s")
     return Load(int(micros) / 1e6, int(sent), int(accepted), int(p50) / 1000, int(p99) / 1000)
 
 

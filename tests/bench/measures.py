@@ -29,7 +29,7 @@ class Sizes:
     loop_seconds: float = 8      # a round and side, at least
     loop_runs: int = 10 * WARM   # of Quayside, a round, at least: a pool that was full at the start shall not flatter
     accept_seconds: int = 5      # a round and side; whole seconds, as wrk wants them
-    session_seconds: int = 5
+    session_seconds: int = 8
     warm_runs: int = 3           # a side, before the first round, not counted
     idle_seconds: float = 10     # how long an idle server is watched
     watched: int = 40            # runs whose events are timed, a round
@@ -38,7 +38,7 @@ class Sizes:
 
     @classmethod
     def quick(cls) -> "Sizes":
-        return cls(rounds=2, idle_runs=3, idle_pause=0.1, loop_seconds=1, loop_runs=8, accept_seconds=1, session_seconds=1,
+        return cls(rounds=2, idle_runs=3, idle_pause=0.1, loop_seconds=1, loop_runs=8, accept_seconds=1, session_seconds=5,
                    warm_runs=1, idle_seconds=1, watched=3, claims=(200, 1000), claim_rounds=1)
 
 

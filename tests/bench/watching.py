@@ -93,6 +93,8 @@ def watched_run(server: Quayside, conversation: str) -> list[float]:
             if name == "status":
                 arrivals[data["status"]] = now
             elif name == "result":
+                # The end is told with the run itself.
+                arrivals[data["status"]] = now
                 result = data
     client.close()
     listener.close()

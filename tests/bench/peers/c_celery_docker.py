@@ -27,8 +27,9 @@ celery.conf.update(task_acks_late=True, worker_prefetch_multiplier=1, broker_con
 @celery.task(name="run")
 def run(message: str) -> dict:
     client = engine()
+    # Not `detach`: with it the SDK leaves standard input open when the stream ends.
     container = client.containers.create(
-        os.environ["BENCH_IMAGE"], ["python3", "-c", os.environ["BENCH_PROGRAM"]], stdin_open=True, detach=True,
+        os.environ["BENCH_IMAGE"], ["python3", "-c", os.environ["BENCH_PROGRAM"]], stdin_open=True,
         mem_limit="1g", nano_cpus=1_000_000_000, network_mode="none",
     )
     try:
