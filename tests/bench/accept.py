@@ -72,7 +72,7 @@ def rows_of(connections: int, rounds: list[dict[str, Load]]) -> list[Row]:
         held = BARS.get(peer, {}) if connections == 32 else {}
         rows.append(Row.of_values("S5", f"accepted a second, {clients}", "/s", [{name: load.rate for name, load in one.items()} for one in rounds],
                                   counts, peer, OURS, more_is_better=True, **held))
-        for name in ("p50", "p99"):
+        for name in ("p50", "p99") if peer == "R" else ():
             rows.append(Row.of_values(
                 "S5", f"submit -> accepted, {clients}, {name}", "ms",
                 [{side: getattr(load, name) for side, load in one.items()} for one in rounds], counts, peer, OURS, more_is_better=False))

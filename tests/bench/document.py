@@ -1,3 +1,4 @@
+#!/usr/bin/env python3
 """Writes what `run.sh --json` measured into docs/performance.md and draws docs/performance.svg: no figure is typed by hand."""
 
 import argparse
@@ -56,7 +57,7 @@ def replaced(text: str, name: str, content: str) -> str:
 
 
 # The picture: small multiples of bars, one colour for the peers and one for ours, every bar with its figure.
-WIDTH, BAR, GAP, LEFT, TITLE, PAD = 760, 18, 7, 150, 30, 24
+WIDTH, BAR, GAP, LEFT, TITLE, PAD = 760, 18, 7, 172, 30, 24
 STYLE = """
 text { font: 13px system-ui, sans-serif; fill: #1f2328 } .title { font-weight: 600 } .note { font-size: 11px; fill: #59636e }
 .peer { fill: #9aa4af } .ours { fill: #0969da }
@@ -73,11 +74,12 @@ def bars(rows: list[Row], item: str, what: str) -> list[tuple[str, float, bool]]
         if row.item == item and row.what.startswith(what):
             found.setdefault(row.peer_name, (row.peer, False))
             found.setdefault(row.ours_name, (row.ours, True))
+    # The peers first, each side in the order of the table.
     return sorted(((name, *value) for name, value in found.items()), key=lambda one: one[2])
 
 
 NAMES = {"S": "docker run in the request", "C": "Celery + docker SDK", "B": "BullMQ + dockerode", "J": "process jail", "R": "FastAPI + Redis",
-         "R+": "the same, uvloop"}
+         "R+": "the same, uvloop", ("S5", "C"): "Celery, send_task"}
 PANELS = (
     ("S1", "submit -> result, paced, p50", "Submit to result, paced, p50", "ms, less is better"),
     ("S2", "runs a second", "Fresh containers a second, four clients", "more is better"),
@@ -100,7 +102,7 @@ def picture(rows: list[Row]) -> str:
         room = WIDTH - 2 * PAD - LEFT - 80
         for name, value, ours in figures:
             length = max(1.0, room * value / longest)
-            parts.append(f'<text x="{PAD + LEFT - 8}" y="{y + BAR - 5}" text-anchor="end" font-size="12">{escape(NAMES.get(name, name))}</text>'
+            parts.append(f'<text x="{PAD + LEFT - 8}" y="{y + BAR - 5}" text-anchor="end" font-size="12">{escape(NAMES.get((item, name)) or NAMES.get(name, name))}</text>'
                          f'<rect class="{"ours" if ours else "peer"}" x="{PAD + LEFT}" y="{y}" width="{length:.1f}" height="{BAR}" rx="2"/>'
                          f'<text x="{PAD + LEFT + length + 6:.1f}" y="{y + BAR - 5}">{number(value)}</text>')
             y += BAR + GAP

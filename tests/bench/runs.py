@@ -113,6 +113,8 @@ def load_block(bench: Bench, system, at_least: int) -> Block:
     before = host.cpu_seconds(), own_cpu_seconds(), time.perf_counter()
     time.sleep(min(1.0, bench.sizes.loop_seconds))
     background = (host.cpu_seconds() - before[0] - (own_cpu_seconds() - before[1])) / (time.perf_counter() - before[2])
+    if background > 0.1:
+        bench.progress(f"warning: other work takes {100 * background:.0f} % of a core: the CPU time of this block means nothing")
 
     stop, done = threading.Event(), [0] * CLIENTS
     began = time.perf_counter()

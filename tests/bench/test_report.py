@@ -6,6 +6,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent))
 
+import document
 import host
 from claims import rows_of
 from report import Row, number, percentile, table
@@ -79,6 +80,25 @@ class Printing(unittest.TestCase):
         self.assertIn("FAIL", missed)
         self.assertIn("pass", held)
         self.assertIn("<= 5 MiB", held)
+
+
+class Documents(unittest.TestCase):
+    ROWS = [Row("S1", "submit -> result, paced, p50", "ms", "Quayside/oci", 2.0, "S", 300.0, [5, 5], [150.0, 140.0, 160.0], bar=100, stretch=200)]
+
+    def test_what_is_written_is_what_was_measured_and_nothing_else_changes(self):
+        page = "before\n<!-- measured: figures -->\nold\n<!-- end -->\nafter\n"
+        text = document.replaced(page, "figures", document.results(self.ROWS))
+        self.assertTrue(text.startswith("before\n<!-- measured: figures -->\n| |") and text.endswith("|\n<!-- end -->\nafter\n"))
+        self.assertIn("| S1 | submit -> result, paced, p50 | S | 300 ms | oci | 2.00 ms | 150 x | >= 100 x, reached | 200, no | 140 to 160 | 5 / 5 |", text)
+        self.assertNotIn("old", text)
+
+    def test_rows_survive_the_json_file(self):
+        self.assertEqual(document.row_of(self.ROWS[0].to_json()), self.ROWS[0])
+
+    def test_a_bar_is_as_long_as_its_figure(self):
+        lengths = [float(text.partition('"')[0]) for text in document.picture(self.ROWS).split('<rect class=')[1:] for text in text.split('width="')[1:2]]
+        self.assertEqual(len(lengths), 2)
+        self.assertAlmostEqual(lengths[0] / lengths[1], 150, delta=3)
 
 
 class Host(unittest.TestCase):
