@@ -8,6 +8,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "it stops at the first surprise")]
 #![allow(clippy::print_stdout, reason = "its figures are what it is for")]
 
+use std::collections::BTreeMap;
 use std::path::Path;
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -18,7 +19,7 @@ use async_trait::async_trait;
 use quayside_shared::agent::{Agent, Input, Output};
 use quayside_shared::clock::SystemClock;
 use quayside_shared::error::Result;
-use quayside_shared::ids::{ConversationId, RunId, WorkerId};
+use quayside_shared::ids::{AgentName, ConversationId, RunId, WorkerId};
 use quayside_shared::queue::sqlite::SqliteQueue;
 use quayside_shared::queue::{Delivery, Message, Queue, Undecodable};
 use quayside_shared::sqlite::Database;
@@ -109,7 +110,7 @@ fn new_run(index: usize) -> NewRun {
         multitask: MultitaskStrategy::Enqueue,
         timeout: Duration::from_secs(60),
         queue_ttl: None,
-        metadata: std::collections::BTreeMap::new(),
+        metadata: BTreeMap::new(),
         idempotency: None,
     }
 }
@@ -117,14 +118,16 @@ fn new_run(index: usize) -> NewRun {
 async fn work(store: Arc<SqliteStore>, queue: Arc<Counting>) {
     let script = vec!["echo".to_owned()];
     let agent = Agent { input: Input::Text, output: Output::Text, ..Agent::new("noop".parse().unwrap(), "scripted".to_owned(), script) };
+    let agents: BTreeMap<AgentName, Agent> = std::iter::once((agent.name.clone(), agent)).collect();
+    let (runner, live) = (Arc::new(ScriptedRunner::new()), LiveContainers::default());
     let attempts = Attempts {
         store,
         queue,
-        runner: Arc::new(ScriptedRunner::new()),
-        agents: std::iter::once((agent.name.clone(), agent)).collect(),
+        runner,
+        agents,
         worker: WorkerId::random(),
         times: LeaseTimes { duration: Duration::from_secs(30), heartbeat: Duration::from_secs(10) },
-        live: LiveContainers::default(),
+        live,
         hand_back: CancellationToken::new(),
         preempted: CancellationToken::new(),
         retry_later: Arc::new(Notify::new()),
