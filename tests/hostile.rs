@@ -1,5 +1,6 @@
 //! Programs that a sandbox must contain, each through the whole product. See `hostile/README.md`.
 
+mod artefacts;
 mod header;
 mod neighbours;
 mod output;
@@ -59,9 +60,22 @@ contained! {
     tmpfs_fill "tmpfs_fill.py"
 }
 
-/// The programs whose tests below look at the host, too.
-const WATCHED: &[&str] =
-    &["cpu_hog.py", "double_fork_daemon.py", "ignore_sigterm.py", "mem_bomb.py", "single_line_huge.py", "sleep_forever.sh", "stdout_flood.py"];
+/// The programs whose tests below, and in `artefacts`, look at the host, too.
+const WATCHED: &[&str] = &[
+    "art_deep_dirs.py",
+    "art_growing.py",
+    "art_many.py",
+    "art_names.py",
+    "art_symlinks.sh",
+    "art_zip_bomb.py",
+    "cpu_hog.py",
+    "double_fork_daemon.py",
+    "ignore_sigterm.py",
+    "mem_bomb.py",
+    "single_line_huge.py",
+    "sleep_forever.sh",
+    "stdout_flood.py",
+];
 
 #[test]
 fn every_program_has_its_test() {

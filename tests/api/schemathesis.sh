@@ -27,6 +27,7 @@ default_agent = "quick"
 data_dir = "$folder/data"
 [worker]
 slots = 4
+warm_memory = "0B"
 [limits]
 queued_per_user = 100000
 running_per_user = 1000

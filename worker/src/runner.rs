@@ -14,6 +14,7 @@
 pub mod docker;
 mod order;
 pub mod scripted;
+pub mod workspace;
 
 use std::fmt;
 use std::path::Path;
@@ -187,12 +188,19 @@ pub trait Sandbox: Send + fmt::Debug {
         Err(no_sessions())
     }
 
+    /// Whether the program is known to have ended, or cannot be vouched for any more because its engine went away. Told from
+    /// what is known here, without a call: for a container that waits. An end of the last few milliseconds may be missed.
+    fn is_over(&mut self) -> bool {
+        false
+    }
+
     /// What the container has used until now, read without asking it: for a reply that is told before its end.
     fn measure(&mut self) -> Measured {
         Measured::default()
     }
 
-    /// Stops every process of the container where it stands, and returns when none runs. It uses no CPU from then on.
+    /// Stops every process of the container where it stands, and returns when none runs. It uses no CPU from then on. What
+    /// it wrote before can still be read; a frozen container can be spoken to, thawed, killed and removed.
     ///
     /// # Errors
     /// [`FaultKind::Refused`] by an adapter that keeps no sessions.

@@ -33,8 +33,13 @@ fn options(host: &str, instance: &str) -> DockerOptions {
 
 impl OnDocker {
     pub fn new() -> Self {
+        Self::changed(|runner, _| runner)
+    }
+
+    /// With a runner that is changed before it is used; told the label of its containers.
+    pub fn changed(change: impl FnOnce(DockerRunner, &str) -> DockerRunner) -> Self {
         let instance = format!("conformance-{}", RunId::random());
-        let runner = DockerRunner::connect(options(HOST, &instance)).expect("valid options");
+        let runner = change(DockerRunner::connect(options(HOST, &instance)).expect("valid options"), &instance);
         let client = Docker::connect_with_unix(HOST, 60, bollard::API_DEFAULT_VERSION).expect("the socket of the engine");
         Self { runner, instance, client }
     }
@@ -105,6 +110,8 @@ impl Fixture for OnDocker {
             Behaviour::Print { stdout, stderr, code } => {
                 format!("import os, sys; os.write(1, b{stdout:?}); os.write(2, b{stderr:?}); sys.exit({code})")
             }
+            Behaviour::EchoLines => "import os, sys\nfor line in sys.stdin.buffer: os.write(1, line)".to_owned(),
+            Behaviour::Ticks(time) => format!("import os, time\nwhile True: os.write(1, b'.'); time.sleep({})", time.as_secs_f64()),
             Behaviour::Hang => "import time; time.sleep(3600)".to_owned(),
             Behaviour::Flood(bytes) => format!("import sys; [sys.stdout.buffer.write(b'x' * 65536) for _ in range({bytes} // 65536)]"),
             Behaviour::FloodForever => "import os\nwhile True: os.write(1, b'x' * 65536)".to_owned(),
@@ -220,6 +227,46 @@ async fn what_a_run_cost_is_measured() {
         assert_eq!(exit.max_memory, Some(limit));
         let (_, exit) = serve(fixture.launch(Behaviour::NeverReads).await, "").await;
         assert!(exit.cpu.is_some() && exit.max_memory.is_some(), "a short program without output: {exit:?}");
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn what_a_living_container_used_is_measured() {
+    check(OnDocker::new(), async |fixture| {
+        let mut spec = fixture.spec(&Behaviour::Echo);
+        let burn = "t = time.process_time()\n while time.process_time() - t < 0.3: pass\n os.write(1, b'done')";
+        spec.agent.command = python(&format!("import os, sys, time\nfor line in sys.stdin.buffer:\n {burn}"));
+        let mut sandbox = fixture.runner.launch(&spec).await.unwrap();
+        let idle = sandbox.measure();
+        assert!(idle.max_memory.is_some_and(|bytes| (1 << 18..64 << 20).contains(&bytes)), "{idle:?}");
+        let mut before = idle.cpu.expect("CPU time");
+        for _ in 0..2 {
+            sandbox.say(Bytes::from_static(b"go\n")).unwrap();
+            within(Duration::from_secs(30), "the answer", sandbox.next_output()).await.unwrap().unwrap();
+            let now = sandbox.measure().cpu.expect("CPU time");
+            assert!(now - before >= Duration::from_millis(280), "{before:?} {now:?}");
+            before = now;
+        }
+        end(sandbox).await;
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_container_that_somebody_removes_is_over() {
+    check(OnDocker::new(), async |fixture| {
+        let mut sandbox = fixture.launch(Behaviour::EchoLines).await;
+        sandbox.say(Bytes::from_static(b"x\n")).unwrap();
+        within(Duration::from_secs(30), "the answer", sandbox.next_output()).await.unwrap().unwrap();
+        sandbox.freeze().await.unwrap();
+        assert!(!sandbox.is_over());
+        let label = HashMap::from([("label".to_owned(), vec![format!("dev.quayside.instance={}", fixture.instance)])]);
+        let listed = fixture.client.list_containers(Some(ListContainersOptionsBuilder::default().all(true).filters(&label).build())).await.unwrap();
+        fixture.remove(listed[0].id.as_ref().unwrap()).await;
+        crate::support::eventually("the word of its end", || std::future::ready(sandbox.is_over().then_some(()))).await;
+        assert!(sandbox.thaw().await.is_err());
+        end(sandbox).await;
     })
     .await;
 }

@@ -156,8 +156,9 @@ pub(super) fn run_id(row: &Row<'_>) -> rusqlite::Result<RunId> {
     row.get_ref(0)?.as_str()?.parse().map_err(|error| conversion(0, error))
 }
 
-/// Drops the reply so far: the next attempt begins it again.
+/// Drops the reply so far, and the files: the next attempt begins them again.
 pub(super) fn drop_reply(db: &Connection, pk: i64) -> rusqlite::Result<()> {
+    super::files::drop_left(db, pk)?;
     db.prepare_cached("DELETE FROM deltas WHERE run = ?1")?.execute([pk]).map(|_| ())
 }
 
