@@ -54,8 +54,12 @@ pub(crate) async fn work(connected: Connected, sandboxes: Sandboxes, config: Arc
         tracing::warn!(error = %chain(&fault), "the container engine does not answer yet; `quayside doctor` says what to do");
     }
     let total = slots(&config);
-    let options =
-        PoolOptions { memory: share(config.worker.warm_memory), session_memory: share(config.worker.session_memory), starters: machine_cpus(), slots: total };
+    let options = PoolOptions {
+        memory: share(config.worker.warm_memory),
+        session_memory: share(config.worker.session_memory),
+        starters: machine_cpus(),
+        slots: total,
+    };
     let attempts = Attempts {
         pool: Pool::new(Arc::clone(&runner), live.clone(), config.agents.values(), options),
         store,
@@ -122,7 +126,6 @@ async fn drain_when_preempted(config: Arc<Config>, preempted: CancellationToken,
 fn share(configured: Option<HumanSize>) -> u64 {
     configured.map_or_else(|| machine_memory().unwrap_or(0) / 4, HumanSize::bytes)
 }
-
 
 /// How many containers at once.
 pub(crate) fn slots(config: &Config) -> u32 {

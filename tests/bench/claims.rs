@@ -28,6 +28,8 @@ use quayside_shared::store::{MultitaskStrategy, NewRun, Store, StoreOptions};
 use quayside_worker::attempt::Attempts;
 use quayside_worker::consumer::consume;
 use quayside_worker::lease::LeaseTimes;
+use quayside_worker::pool::{Pool, PoolOptions};
+use quayside_worker::proof::gate::Gate;
 use quayside_worker::runner::scripted::ScriptedRunner;
 use quayside_worker::slots::{LiveContainers, Slots};
 use tokio::sync::{Notify, Semaphore};
@@ -112,6 +114,7 @@ fn new_run(index: usize) -> NewRun {
         queue_ttl: None,
         metadata: BTreeMap::new(),
         idempotency: None,
+        files: Vec::new(),
     }
 }
 
@@ -121,6 +124,8 @@ async fn work(store: Arc<SqliteStore>, queue: Arc<Counting>) {
     let agents: BTreeMap<AgentName, Agent> = std::iter::once((agent.name.clone(), agent)).collect();
     let (runner, live) = (Arc::new(ScriptedRunner::new()), LiveContainers::default());
     let attempts = Attempts {
+        pool: Pool::new(runner.clone(), live.clone(), agents.values(), PoolOptions::off()),
+        gate: Arc::new(Gate::trusting(runner.clone())),
         store,
         queue,
         runner,

@@ -5,8 +5,8 @@
 mod cut_off;
 mod docker;
 mod fake_engine;
-mod proof;
 mod living;
+mod proof;
 mod scripted;
 mod stopped;
 mod suite;
