@@ -130,6 +130,9 @@ pub(crate) struct SubmitArguments {
     /// The conversation to join or open [default: a new one]
     #[arg(long, value_name = "ID")]
     pub(crate) conversation: Option<String>,
+    /// A file for the agent's workspace, under its own name or as NAME; may be there several times
+    #[arg(long = "file", value_name = "FILE[=NAME]")]
+    pub(crate) files: Vec<String>,
     /// Wall-clock limit in seconds [default: the agent's]
     #[arg(long, value_name = "SECONDS")]
     pub(crate) timeout: Option<u64>,

@@ -9,7 +9,7 @@ use anyhow::Context;
 use futures::FutureExt;
 use quayside_api::Check;
 use quayside_shared::clock::SystemClock;
-use quayside_shared::config::{Config, KnownEscapes, RunnerKind};
+use quayside_shared::config::{Config, HumanSize, KnownEscapes, RunnerKind};
 use quayside_shared::connect::Connected;
 use quayside_shared::error::chain;
 use quayside_shared::ids::{AgentName, WorkerId};
@@ -17,12 +17,14 @@ use quayside_shared::shutdown::Shutdown;
 use quayside_worker::attempt::Attempts;
 use quayside_worker::consumer::consume;
 use quayside_worker::lease::LeaseTimes;
+use quayside_worker::pool::{Pool, PoolOptions};
 use quayside_worker::preemption::Notice;
 use quayside_worker::proof::container::Probe;
 use quayside_worker::proof::gate::{Gate, Policy};
 use quayside_worker::report::Reporter;
 use quayside_worker::runner::Runner;
 use quayside_worker::runner::docker::{DockerOptions, DockerRunner};
+use quayside_worker::runner::workspace::Workspaces;
 use quayside_worker::slots::{LiveContainers, Slots, slots_for};
 use quayside_worker::sweeper::Sweeper;
 use tokio_util::sync::CancellationToken;
@@ -47,12 +49,19 @@ pub(crate) async fn work(connected: Connected, sandboxes: Sandboxes, config: Arc
         clock: Arc::new(SystemClock),
         due_earlier: Arc::clone(&retry_later),
     };
-    // Before the first attempt, so that no slot's uid is shared with a container of an earlier life.
+    // Before the first attempt, so that no uid is shared with a container of an earlier life.
     if let Err(fault) = sweeper.remove_leftovers().await {
         tracing::warn!(error = %chain(&fault), "the container engine does not answer yet; `quayside doctor` says what to do");
     }
     let total = slots(&config);
+    let options = PoolOptions {
+        memory: share(config.worker.warm_memory),
+        session_memory: share(config.worker.session_memory),
+        starters: machine_cpus(),
+        slots: total,
+    };
     let attempts = Attempts {
+        pool: Pool::new(Arc::clone(&runner), live.clone(), config.agents.values(), options),
         store,
         queue,
         runner,
@@ -111,6 +120,11 @@ async fn drain_when_preempted(config: Arc<Config>, preempted: CancellationToken,
     tracing::warn!("this machine is being taken away: draining");
     preempted.cancel();
     drain.cancel();
+}
+
+/// Bytes for what idles: as configured, or a quarter of this machine's memory; nothing where that cannot be told.
+fn share(configured: Option<HumanSize>) -> u64 {
+    configured.map_or_else(|| machine_memory().unwrap_or(0) / 4, HumanSize::bytes)
 }
 
 /// How many containers at once.
@@ -178,7 +192,8 @@ pub(crate) fn looking_runner(config: &Config) -> anyhow::Result<Arc<dyn Runner>>
 pub(crate) fn runner(config: &Config, instance: &str, uid_base: u32) -> anyhow::Result<Arc<dyn Runner>> {
     let options =
         DockerOptions { host: config.runner.docker_host.clone(), instance: instance.to_owned(), runtime: config.runner.runtime.clone(), uid_base };
-    Ok(Arc::new(DockerRunner::connect(options).context("preparing the Docker runner")?))
+    let runner = DockerRunner::connect(options).context("preparing the Docker runner")?;
+    Ok(Arc::new(runner.with_workspaces(Workspaces::of(instance))))
 }
 
 /// A worker that was killed for good cannot remove its containers: the living ones on its machine do.

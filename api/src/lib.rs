@@ -21,6 +21,8 @@ mod conversations;
 mod edge;
 mod error;
 mod events;
+mod files;
+mod inputs;
 mod page;
 mod params;
 mod publish;

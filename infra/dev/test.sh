@@ -54,6 +54,7 @@ stage 'cargo fmt' cargo fmt --all --check
 stage 'cargo clippy' lints
 stage 'Agent image (built meanwhile)' join agent-image
 stage 'The agent python' python3 -B -W error -m unittest discover -s infra/agents/python
+stage 'The arithmetic of the benchmark' python3 -B -W error -m unittest discover -s tests/bench
 stage 'cargo build' cargo build --locked --bin quayside
 QUAYSIDE_BIN=$(realpath "$TARGET")/debug/quayside
 export QUAYSIDE_BIN

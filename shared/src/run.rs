@@ -321,6 +321,9 @@ pub struct Run {
     pub timeout_millis: u64,
     /// Dropped from the conversation's history by a later run with `rollback`.
     pub rolled_back: bool,
+    /// How many files came with the message.
+    #[serde(default)]
+    pub inputs: u32,
 }
 
 impl Run {

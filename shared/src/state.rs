@@ -54,6 +54,9 @@ pub struct Finished {
     pub truncated: bool,
     /// What it cost.
     pub usage: Usage,
+    /// The reply is complete, and its container still runs. Of a run that is being cancelled this is no end: its container
+    /// must be gone first.
+    pub lives: bool,
     /// What its container was held in by, when there was one.
     pub sandbox: Option<SandboxRecord>,
 }
@@ -164,6 +167,9 @@ pub fn finish(run: &mut Run, epoch: u64, finished: Finished, now: Timestamp) -> 
     held(run, epoch)?;
     let Some(status) = finished.status() else { return Err(Refused::Status(run.status)) };
     let cancelled = run.status == Status::Cancelling;
+    if cancelled && finished.lives {
+        return Err(Refused::Status(run.status));
+    }
     // Nobody asked for a cancellation, so nobody may report one.
     if status == Status::Cancelled && !cancelled {
         return Err(Refused::Status(run.status));
@@ -212,6 +218,12 @@ pub fn expire(run: &mut Run, now: Timestamp) -> Result<(), Refused> {
         Some(by) if by <= now && run.status == Status::Queued && run.started_at.is_none() => end_run(run, Status::Expired, now),
         _ => Err(Refused::Status(run.status)),
     }
+}
+
+/// Whether the holder of `epoch` may write.
+#[must_use]
+pub fn holds(run: &Run, epoch: u64) -> bool {
+    run.lease.as_ref().is_some_and(|lease| lease.epoch == epoch)
 }
 
 fn held(run: &mut Run, epoch: u64) -> Result<&mut LeaseRecord, Refused> {

@@ -27,6 +27,7 @@ default_agent = "quick"
 data_dir = "$folder/data"
 [worker]
 slots = 4
+warm_memory = "0B"
 prove_limits = false
 [limits]
 queued_per_user = 100000

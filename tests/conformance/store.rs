@@ -2,6 +2,7 @@
 
 mod accept;
 mod ends;
+mod files;
 mod leases;
 mod lists;
 mod operations;
@@ -136,6 +137,7 @@ pub(crate) fn new_run(user_name: &str, conversation: &str) -> NewRun {
         timeout: Duration::from_secs(10),
         queue_ttl: None,
         metadata: BTreeMap::new(),
+        files: Vec::new(),
         idempotency: None,
     }
 }
@@ -172,7 +174,7 @@ pub(crate) async fn append(store: &dyn Store, lease: &Lease, text: &str) -> Fenc
 }
 
 pub(crate) fn ended(outcome: AttemptOutcome) -> Finished {
-    Finished { outcome, error: None, exit_code: Some(0), truncated: false, usage: Usage::default(), sandbox: None }
+    Finished { outcome, error: None, exit_code: Some(0), truncated: false, usage: Usage::default(), lives: false, sandbox: None }
 }
 
 pub(crate) async fn finish(store: &dyn Store, lease: &Lease) -> Changed {
@@ -213,12 +215,21 @@ macro_rules! store_suite {
                 events_resume_after_any_number,
                 a_stated_reply_replaces_the_streamed_one,
                 a_run_ends_once,
+                a_run_is_not_cancelled_beside_its_container,
                 cancelling_a_queued_run_is_immediate,
                 cancelling_a_running_run_waits_for_its_worker,
                 a_result_that_came_first_stands,
                 watchers_hear_of_every_change,
                 a_run_that_waits_too_long_expires,
                 finished_runs_are_removed_after_their_time,
+            );
+            store_suite!(@tests $fixture; files:
+                files_read_back_as_they_were_left,
+                files_are_put_again_as_a_whole,
+                files_of_a_lost_attempt_are_never_shown,
+                a_failed_run_keeps_its_files,
+                inputs_come_with_their_run,
+                files_go_with_their_run,
             );
             store_suite!(@tests $fixture; lists:
                 history_is_what_was_said_before,

@@ -95,7 +95,7 @@ pub const fn memory_limit() -> u64 {
 pub async fn nothing_is_left(server: &Server, run_id: &str) {
     let label = format!("label=dev.quayside.run={run_id}");
     eventually("the removal of the container", || async { docker(&["ps", "-aq", "--filter", &label]).trim().is_empty().then_some(()) }).await;
-    eventually("an empty host", || async { server.containers().is_empty().then_some(()) }).await;
+    eventually("an empty host", || async { (server.containers().is_empty() && server.workspaces().is_empty()).then_some(()) }).await;
 }
 
 /// A figure of the server process from `/proc`, in bytes.

@@ -71,7 +71,7 @@ impl Record {
 
     pub(super) fn finish(&self, epoch: u64, outcome: AttemptOutcome) -> Option<Self> {
         let error = (outcome == AttemptOutcome::ExitNonzero).then(|| RunError::new(ErrorCode::ExitNonzero, ""));
-        let finished = Finished { outcome, error, exit_code: None, truncated: false, usage: Usage::default(), sandbox: None };
+        let finished = Finished { outcome, error, exit_code: None, truncated: false, usage: Usage::default(), lives: false, sandbox: None };
         self.change(|run| state::finish(run, epoch, finished, NOW))
     }
 
@@ -171,5 +171,6 @@ fn blank() -> &'static Run {
         start_by: None,
         timeout_millis: 1000,
         rolled_back: false,
+        inputs: 0,
     })
 }

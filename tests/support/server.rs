@@ -167,10 +167,12 @@ impl Server {
         let config = folder.path().join("quayside.toml");
         let Options { extra, slots, lease, heartbeat, drain, max_attempts, worker, prove_limits } = options;
         let workers = workers(on, slots);
+        // Hundreds of servers, each with its own, would fill the machine: a test that wants a pool asks for it.
+        let no_pool = if worker.contains("warm_memory") { "" } else { "warm_memory = \"0B\"\n" };
         // The embedded backend makes its own.
         let admin_key = if on == Backend::Google { format!("admin_key = \"{ADMIN_KEY}\"\n") } else { String::new() };
         let text = format!(
-            "[api]\nbind = \"127.0.0.1:0\"\n{admin_key}[backend]\ndata_dir = {data_dir:?}\n{backend}[worker]\nslots = {}\nlease = \"{lease}\"\nheartbeat = \"{heartbeat}\"\ndrain = \"{drain}\"\nmax_attempts = {max_attempts}\nprove_limits = {prove_limits}\n{worker}\n{AGENTS}\n{extra}",
+            "[api]\nbind = \"127.0.0.1:0\"\n{admin_key}[backend]\ndata_dir = {data_dir:?}\n{backend}[worker]\nslots = {}\nlease = \"{lease}\"\nheartbeat = \"{heartbeat}\"\ndrain = \"{drain}\"\nmax_attempts = {max_attempts}\nprove_limits = {prove_limits}\n{no_pool}{worker}\n{AGENTS}\n{extra}",
             slots / workers
         );
         std::fs::write(&config, text).unwrap();
@@ -309,6 +311,12 @@ impl Server {
         self.instances().into_iter().flat_map(|instance| of(instance).lines().map(str::to_owned).collect::<Vec<_>>()).collect()
     }
 
+    /// What its workers have mounted for containers, whether those live or not.
+    pub fn workspaces(&self) -> Vec<PathBuf> {
+        let of = |instance: String| std::fs::read_dir(Path::new(quayside_worker::runner::workspace::FOLDER).join(instance));
+        self.instances().into_iter().flat_map(of).flatten().flatten().map(|entry| entry.path()).collect()
+    }
+
     pub fn user(&self, name: &str) -> User {
         User { http: reqwest::Client::new(), urls: self.urls.clone().into(), turn: Arc::default(), name: name.to_owned() }
     }
@@ -337,6 +345,10 @@ impl Drop for Server {
             let mut arguments = vec!["rm", "-f", "-v"];
             arguments.extend(containers.iter().map(String::as_str));
             docker(&arguments);
+        }
+        for workspace in self.workspaces() {
+            let _ = Command::new("umount").arg("--lazy").arg(&workspace).stderr(Stdio::null()).status();
+            let _ = std::fs::remove_dir(workspace);
         }
         if std::thread::panicking()
             && let Some(folder) = self.folder.take()

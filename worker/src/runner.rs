@@ -1,4 +1,4 @@
-//! The runner port: one fresh container per attempt.
+//! The runner port: fresh containers, each for one run, or for the runs of one conversation.
 //!
 //! The order of calls is part of the contract, and every adapter refuses another one with [`FaultKind::Misuse`]:
 //!
@@ -7,14 +7,16 @@
 //!             └────────────┴─── kill (any time) ─▶ wait ─▶ remove
 //! ```
 //!
-//! In a kept session [`Sandbox::say`] takes the place of `send`, and is called again for each further request of the same
-//! conversation. Any other container serves one request and is removed (invariant 8). Its effective settings are inspected before its
-//! program starts, and a container that is not as strict as asked for never starts (invariant 9).
+//! Between `launch` and `send` a container may wait for as long as nobody needs it. In a kept session [`Sandbox::say`] takes
+//! the place of `send`, and is called again for each further request of the same conversation; `freeze` and `thaw` may come
+//! in between. Any other container serves one request and is removed (invariant 8). Its effective settings are inspected
+//! before its program starts, and a container that is not as strict as asked for never starts (invariant 9).
 
 pub mod docker;
 mod order;
 pub mod scripted;
 pub mod shares;
+pub mod workspace;
 
 use std::fmt;
 use std::path::Path;
@@ -203,12 +205,19 @@ pub trait Sandbox: Send + fmt::Debug {
         Err(no_sessions())
     }
 
+    /// Whether the program is known to have ended, or cannot be vouched for any more because its engine went away. Told from
+    /// what is known here, without a call: for a container that waits. An end of the last few milliseconds may be missed.
+    fn is_over(&mut self) -> bool {
+        false
+    }
+
     /// What the container has used until now, read without asking it: for a reply that is told before its end.
     fn measure(&mut self) -> Measured {
         Measured::default()
     }
 
-    /// Stops every process of the container where it stands, and returns when none runs. It uses no CPU from then on.
+    /// Stops every process of the container where it stands, and returns when none runs. It uses no CPU from then on. What
+    /// it wrote before can still be read; a frozen container can be spoken to, thawed, killed and removed. Freezing what is frozen is fine.
     ///
     /// # Errors
     /// [`FaultKind::Refused`] by an adapter that keeps no sessions.
@@ -216,7 +225,7 @@ pub trait Sandbox: Send + fmt::Debug {
         Err(no_sessions())
     }
 
-    /// Lets a frozen container go on.
+    /// Lets a frozen container go on. Thawing what runs is fine.
     ///
     /// # Errors
     /// [`FaultKind::Refused`] by an adapter that keeps no sessions.

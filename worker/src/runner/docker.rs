@@ -7,6 +7,7 @@
 
 mod container;
 mod engine;
+mod host;
 mod image;
 mod labels;
 mod launch;
@@ -21,6 +22,7 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 
+use super::workspace::Workspaces;
 use super::{Component, ContainerKey, EngineInfo, Fault, FaultKind, LaunchSpec, Runner, Sandbox};
 use engine::{Engine, QUICK};
 
@@ -47,6 +49,7 @@ pub struct DockerRunner {
     engine: Arc<Engine>,
     programs: launch::KnownPrograms,
     watch: Arc<watch::EngineWatch>,
+    workspaces: Option<host::HostWorkspaces>,
 }
 
 impl DockerRunner {
@@ -64,7 +67,15 @@ impl DockerRunner {
             return Err(Fault::new(FaultKind::Refused, sentence));
         }
         let engine = Arc::new(Engine::new(options.host.clone())?);
-        Ok(Self { options, engine, programs: launch::KnownPrograms::default(), watch: Arc::default() })
+        Ok(Self { options, engine, programs: launch::KnownPrograms::default(), watch: Arc::default(), workspaces: None })
+    }
+
+    /// The same with `/workspace` on a file system that the worker mounts, where it and the engine can: what a run left there
+    /// can be read then. Elsewhere it is the engine's own, and nobody sees it.
+    #[must_use]
+    pub fn with_workspaces(mut self, workspaces: Workspaces) -> Self {
+        self.workspaces = Some(host::HostWorkspaces::new(workspaces));
+        self
     }
 }
 
@@ -75,7 +86,13 @@ impl Runner for DockerRunner {
     }
 
     async fn sweep(&self, live: &(dyn for<'a> Fn(&'a ContainerKey) -> bool + Send + Sync)) -> Result<usize, Fault> {
-        sweep::sweep(&self.engine, &self.options.instance, live).await
+        let swept = sweep::sweep(&self.engine, &self.options.instance, live).await?;
+        if let Some(workspaces) = &self.workspaces {
+            // Their containers are gone by now. They do not count: each has had one.
+            let swept = workspaces.all().sweep(&|key| live(key));
+            swept.map_err(|error| Fault::new(FaultKind::Engine, "workspaces that are left cannot be unmounted").with_source(error))?;
+        }
+        Ok(swept)
     }
 
     async fn ping(&self) -> Result<EngineInfo, Fault> {

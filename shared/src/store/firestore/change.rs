@@ -23,7 +23,7 @@ const PIECE_MAX: usize = 256 << 10;
 /// Pieces in one commit, which may have 10 MiB.
 const PIECES: usize = 16;
 /// A reply's pieces outlive their run at most by this: the longest attempt there can be.
-const PIECE_MARGIN: Duration = Duration::from_secs(8 * 24 * 3600);
+pub(super) const PIECE_MARGIN: Duration = Duration::from_secs(8 * 24 * 3600);
 
 /// What a change of a run with its line decided.
 enum Decision<T> {

@@ -40,7 +40,7 @@ impl FirestoreStore {
         self.with_reply(record).await.map(Some)
     }
 
-    async fn is_visible(&self, record: &RunRecord) -> Result<bool> {
+    pub(super) async fn is_visible(&self, record: &RunRecord) -> Result<bool> {
         let path = conversation_path(&record.run.user_id, &record.run.conversation_id);
         let found = self.client.get(&path).await?;
         Ok(found.is_some_and(|found| codec::text_in(&found.fields, "key") == Some(&record.conversation_key)))

@@ -19,7 +19,7 @@ pub(super) fn run(db: &Connection, id: &RunId) -> rusqlite::Result<Option<Run>> 
 }
 
 /// A run whose conversation was not deleted.
-fn visible(db: &Connection, id: &RunId) -> rusqlite::Result<Option<Stored>> {
+pub(super) fn visible(db: &Connection, id: &RunId) -> rusqlite::Result<Option<Stored>> {
     let Some(stored) = load(db, id)? else { return Ok(None) };
     let deleted: bool = db.prepare_cached("SELECT deleted FROM conversations WHERE pk = ?1")?.query_row([stored.conversation], |row| row.get(0))?;
     Ok((!deleted).then_some(stored))
