@@ -350,6 +350,9 @@ impl Drop for Server {
             let _ = Command::new("umount").arg("--lazy").arg(&workspace).stderr(Stdio::null()).status();
             let _ = std::fs::remove_dir(workspace);
         }
+        for instance in self.instances() {
+            let _ = std::fs::remove_dir(Path::new(quayside_worker::runner::workspace::FOLDER).join(instance));
+        }
         if std::thread::panicking()
             && let Some(folder) = self.folder.take()
         {
