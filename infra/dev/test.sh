@@ -30,10 +30,10 @@ export_lines() {
   while IFS='=' read -r name value; do export "$name=$value"; done <<<"$found"
 }
 
-# The long form of chaos is no part of `cargo test`, and so none of --all-targets.
+# The long form of chaos and the program of the benchmark are no part of `cargo test`, and so none of --all-targets.
 lints() {
   cargo clippy --locked --workspace --all-targets -- -D warnings &&
-    cargo clippy --locked --test chaos -- -D warnings
+    cargo clippy --locked --test chaos --bin claims --features bench -- -D warnings
 }
 
 rules_tests() { (cd "$ROOT/tests/rules" && node --test --test-reporter=spec); }

@@ -15,7 +15,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
-use async_trait::async_trait;
+use futures::future::BoxFuture;
 use quayside_shared::agent::{Agent, Input, Output};
 use quayside_shared::clock::SystemClock;
 use quayside_shared::error::Result;
@@ -158,40 +158,62 @@ struct Counted {
     acknowledged: Arc<Acknowledged>,
 }
 
-#[async_trait]
+// Written out because the program that this is built with has no other need of `async_trait`.
 impl Delivery for Counted {
     fn message(&self) -> Result<&Message, &Undecodable> {
         self.delivery.message()
     }
 
-    async fn ack(self: Box<Self>) {
-        self.delivery.ack().await;
-        if self.acknowledged.so_far.fetch_add(1, Ordering::SeqCst) + 1 == self.acknowledged.wanted {
-            self.acknowledged.reached.notify_one();
-        }
+    fn ack<'c>(self: Box<Self>) -> BoxFuture<'c, ()>
+    where
+        Self: 'c,
+    {
+        Box::pin(async move {
+            self.delivery.ack().await;
+            if self.acknowledged.so_far.fetch_add(1, Ordering::SeqCst) + 1 == self.acknowledged.wanted {
+                self.acknowledged.reached.notify_one();
+            }
+        })
     }
 
-    async fn nack(self: Box<Self>) {
-        self.delivery.nack().await;
+    fn nack<'c>(self: Box<Self>) -> BoxFuture<'c, ()>
+    where
+        Self: 'c,
+    {
+        self.delivery.nack()
     }
 }
 
-#[async_trait]
 impl Queue for Counting {
-    async fn publish(&self, messages: &[Message]) -> Result<()> {
-        self.queue.publish(messages).await
+    fn publish<'a, 'b, 'c>(&'a self, messages: &'b [Message]) -> BoxFuture<'c, Result<()>>
+    where
+        'a: 'c,
+        'b: 'c,
+    {
+        self.queue.publish(messages)
     }
 
-    async fn receive(&self) -> Result<Box<dyn Delivery>> {
-        let delivery = self.queue.receive().await?;
-        Ok(Box::new(Counted { delivery, acknowledged: Arc::clone(&self.acknowledged) }))
+    fn receive<'a, 'c>(&'a self) -> BoxFuture<'c, Result<Box<dyn Delivery>>>
+    where
+        'a: 'c,
+    {
+        Box::pin(async move {
+            let delivery = self.queue.receive().await?;
+            Ok(Box::new(Counted { delivery, acknowledged: Arc::clone(&self.acknowledged) }) as Box<dyn Delivery>)
+        })
     }
 
-    async fn stop_receiving(&self) {
-        self.queue.stop_receiving().await;
+    fn stop_receiving<'a, 'c>(&'a self) -> BoxFuture<'c, ()>
+    where
+        'a: 'c,
+    {
+        self.queue.stop_receiving()
     }
 
-    async fn ping(&self) -> Result<()> {
-        self.queue.ping().await
+    fn ping<'a, 'c>(&'a self) -> BoxFuture<'c, Result<()>>
+    where
+        'a: 'c,
+    {
+        self.queue.ping()
     }
 }

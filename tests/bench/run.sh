@@ -53,11 +53,11 @@ need_programs() {
   done
   [ -z "${QUAYSIDE_BIN:-}" ] || [ -z "${QUAYSIDE_CLAIMS_BIN:-}" ] || return 0
   say "Building the release binaries"
-  (cd "$ROOT" && cargo build --release --bin quayside --example claims)
+  (cd "$ROOT" && cargo build --release --features bench --bin quayside --bin claims)
   local target
   target=$(realpath "${CARGO_TARGET_DIR:-$ROOT/target}")/release
   QUAYSIDE_BIN=${QUAYSIDE_BIN:-$target/quayside}
-  QUAYSIDE_CLAIMS_BIN=${QUAYSIDE_CLAIMS_BIN:-$target/examples/claims}
+  QUAYSIDE_CLAIMS_BIN=${QUAYSIDE_CLAIMS_BIN:-$target/claims}
 }
 
 for argument in "$@"; do
