@@ -113,6 +113,7 @@ fn new_run(index: usize) -> NewRun {
         queue_ttl: None,
         metadata: BTreeMap::new(),
         idempotency: None,
+        files: Vec::new(),
     }
 }
 
