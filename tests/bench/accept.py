@@ -18,7 +18,7 @@ def start(bench: Bench) -> tuple[Redis, dict]:
     systems = {"R": bench.keep(r_redis(bench.work_dir, redis, tuned=False)), "R+": bench.keep(r_redis(bench.work_dir, redis, tuned=True)),
                "C": bench.keep(c_celery(bench.work_dir, redis, bench.environment, worker=False))}
     sleeper = bench.agent("sleeper", f"import time; time.sleep(86400)  # {bench.mark}", 'timeout = "1h"\nwarm = 0')
-    ours = bench.quayside(bench.runners[0], sleeper, """
+    ours = bench.quayside(next(iter(bench.runners)), sleeper, """
 [worker]
 slots = 1
 drain = "1s"

@@ -140,7 +140,7 @@ def usable_runners(bench: Bench, wanted: list[str] | None) -> dict[str, str]:
                 raise
             say(f"without the runner {runner}: {str(error).splitlines()[-1]}")
             continue
-        found[runner] = next((record["engine"] for record in server.records() if "engine" in record), "-")
+        found[runner] = server.process.wait_until(lambda: next((record["engine"] for record in server.records() if "engine" in record), None))
         bench.stop(server)
     if not found:
         raise BenchError("no runner starts on this machine; `quayside doctor` says what to do")
@@ -151,16 +151,15 @@ def measure(options: argparse.Namespace, rows: list) -> dict:
     mark = f"quayside-bench-{secrets.token_hex(4)}"
     engine = Engine(mark)
     folder = data_folder()
-    bench = Bench(options.binary, options.image, options.modules, options.claims, mark, folder, engine, sizes_of(options), [], say)
+    bench = Bench(options.binary, options.image, options.modules, options.claims, mark, folder, engine, sizes_of(options), {}, say)
     try:
         about = machine(bench)
         say(f"{about['cpus']} x {about['cpu']}, kernel {about['kernel']}, {about['quayside']}, "
             f"{number(about['fsyncsPerSecond'])} fsyncs/s, load average {about['loadAverage']:.2f}")
         if about["loadAverage"] > 0.25 * about["cpus"]:
             say("warning: this machine has other work to do; read the ratios with care and the figures not at all")
-        about["runners"] = usable_runners(bench, options.runner)
-        bench.runners = list(about["runners"])
-        for runner, engine_is in about["runners"].items():
+        bench.runners = about["runners"] = usable_runners(bench, options.runner)
+        for runner, engine_is in bench.runners.items():
             say(f"runner {runner}: {engine_is}")
         for name in options.only:
             rows += MEASUREMENTS[name](bench)

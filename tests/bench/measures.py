@@ -54,7 +54,7 @@ class Bench:
     work_dir: Path
     engine: Engine
     sizes: Sizes
-    runners: list[str]
+    runners: dict[str, str]     # with what each says about itself
     progress: object        # prints one line
     started: list = field(default_factory=list)     # what is running now; the driver stops it whatever happens
     rootfs: Path | None = None

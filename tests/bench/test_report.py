@@ -10,6 +10,7 @@ import document
 import host
 from claims import rows_of
 from report import Row, number, percentile, table
+from runs import SUSTAINED, bars
 
 
 class Percentiles(unittest.TestCase):
@@ -59,6 +60,12 @@ class Bars(unittest.TestCase):
     def test_the_stretch_is_told_apart_from_the_bar(self):
         row = self.row(70.0, bar=50, stretch=100).to_json()
         self.assertEqual((row["passed"], row["stretchReached"], row["ratio"]), (True, False, 70.0))
+
+
+class Adapters(unittest.TestCase):
+    def test_the_bar_is_that_of_the_runtime(self):
+        asked = [bars(SUSTAINED, runner, engine)["bar"] for runner, engine in (("docker", "Docker 20.10, runc 1.1.5"), ("oci", "crun 1.8.1"), ("oci", "runc 1.1.5"))]
+        self.assertEqual(asked, [1.7, 10, 6])
 
 
 class LongLines(unittest.TestCase):
