@@ -229,13 +229,11 @@ impl Pool {
                 let Some(stock) = state.stocks.values_mut().filter(|stock| !stock.idle.is_empty()).max_by_key(|stock| stock.memory()) else { break };
                 gone.extend(stock.idle.pop_back().map(|idle| idle.container));
             }
-            if self.0.options.memory > 0 && !state.closed && !state.engine_failed {
-                state.cold.retain(|since| now - *since < PRIORITY);
-                if state.cold.is_empty() {
-                    self.refill(&mut state, now, &mut gone);
-                }
+            let first = state.cold.iter().map(|since| *since + PRIORITY).filter(|until| *until > now);
+            let waiting = first.min();
+            if self.0.options.memory > 0 && !state.closed && !state.engine_failed && waiting.is_none() {
+                self.refill(&mut state, now, &mut gone);
             }
-            let waiting = state.cold.iter().map(|since| *since + PRIORITY).min();
             let tries = state.stocks.values().filter(|stock| stock.there() < stock.wanted(now, most)).filter_map(|stock| stock.next_try(now)).min();
             let look = state.stocks.values().any(|stock| !stock.idle.is_empty()).then(|| now + LOOK);
             [waiting, tries, look].into_iter().flatten().min()

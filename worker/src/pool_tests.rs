@@ -210,6 +210,19 @@ async fn while_a_run_waits_for_its_launch_nothing_is_refilled() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn the_next_look_is_never_due_already() {
+    for memory in [0, 1 << 30] {
+        let stage = Stage::on(ScriptedRunner::new(), &[agent("a", &["launch-hang"], Some(1))], memory);
+        let _cold = stage.pool.cold();
+        for _ in 0..5 {
+            // Else it would look again and again, and nothing else would be done.
+            assert!(stage.pool.plan().is_none_or(|at| at > Instant::now()));
+            tokio::time::advance(Duration::from_secs(1)).await;
+        }
+    }
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_pool_waits_for_an_engine_that_failed() {
     let stage = Stage::of(&[agent("a", &["echo"], Some(1))]);
     stage.runner.set_engine_down(true);

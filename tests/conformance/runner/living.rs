@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use bytes::Bytes;
-use quayside_worker::runner::{Runner, Sandbox};
+use quayside_worker::runner::Runner;
 
 use super::docker::{OnDocker, python};
 use super::{Behaviour, Fixture, check, end, within};
