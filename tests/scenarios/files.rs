@@ -126,3 +126,50 @@ async fn a_killed_server_leaves_no_workspace() {
     let mounts = std::fs::read_to_string("/proc/self/mountinfo").unwrap();
     assert!(!mounts.contains(before[0].to_str().unwrap()), "it is still mounted");
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_warm_container_gets_and_leaves_files() {
+    let (extra, worker) = ("[agents.python]\nwarm = 1\n".to_owned(), "warm_memory = \"512MiB\"\n".to_owned());
+    let server = Server::start_with(Backend::Embedded, Options { extra, worker, ..Options::default() }).await;
+    let user = server.user("ann");
+    let idle = async || {
+        reqwest::get(format!("{}/metrics", server.url)).await.unwrap().text().await.unwrap().contains("quayside_warm_idle{agent=\"python\"} 1")
+    };
+    for number in ["1", "2"] {
+        let waits = async || Some(server.workspaces()).filter(|all| all.len() == 1);
+        let before = eventually("a warm workspace", async || if idle().await { waits().await } else { None }).await;
+        let message = "open('out', 'w').write(open('in').read() * 2)";
+        let body = json!({"agent": "python", "message": message, "files": [file("in", number.as_bytes())]});
+        let run = id(&user.submit(body).await);
+        assert_eq!(user.finished(&run).await["status"], "completed");
+        assert_eq!(paths(&list(&user, &run).await), ["out"]);
+        assert_eq!(fetch(&user, &run, "out").await, (200, number.repeat(2).into_bytes()));
+        eventually("its removal", async || (!before[0].exists()).then_some(())).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_kept_session_gets_and_leaves_files_and_traps_nobody() {
+    let (extra, worker) = ("[agents.python]\nsession = \"conversation\"\n".to_owned(), "session_memory = \"512MiB\"\n".to_owned());
+    let server = Server::start_with(Backend::Embedded, Options { extra, worker, ..Options::default() }).await;
+    let user = server.user("ann");
+    let say = async |message: &str, files: Vec<Value>| {
+        let run = id(&user.submit(json!({"conversationId": "c", "agent": "python", "message": message, "files": files})).await);
+        let ended = user.finished(&run).await;
+        (run, ended)
+    };
+    let plant = "import os; open('a', 'w').write('a'); os.symlink('/etc/passwd', 'in'); os.symlink('/tmp', 'folder')";
+    let (first, ended) = say(plant, vec![]).await;
+    assert_eq!((&ended["status"], paths(&list(&user, &first).await)), (&json!("completed"), vec!["a"]), "{ended:#}");
+    let workspace = server.workspaces();
+    let (second, ended) = say("print(open('in').read()); open('b', 'w').write('b')", vec![file("in", b"came")]).await;
+    assert_eq!((&ended["status"], &ended["text"]), (&json!("completed"), &json!("came\n")), "in the place of the link: {ended:#}");
+    assert_eq!(paths(&list(&user, &second).await), ["a", "b"], "what the session has by now");
+    assert_eq!((server.workspaces(), workspace.len()), (workspace.clone(), 1), "the same container");
+    let (_, ended) = say("print('ran')", vec![file("folder/planted", b"x")]).await;
+    assert_eq!((&ended["status"], &ended["error"]["code"], &ended["text"]), (&json!("failed"), &json!("sandbox_error"), &json!("")), "{ended:#}");
+    assert!(!std::path::Path::new("/tmp/planted").exists(), "a link was followed on the host");
+    let (last, ended) = say("import os; print(os.listdir('.'))", vec![]).await;
+    assert_eq!((&ended["text"], paths(&list(&user, &last).await)), (&json!("[]\n"), vec![]), "a new container: {ended:#}");
+    eventually("the removal of the old one", async || (!workspace[0].exists()).then_some(())).await;
+}
