@@ -125,7 +125,7 @@ enum Part {
 
 impl Part {
     /// The agent that is this part's container. It asks for a little more than it may have, of everything.
-    fn agent(self, image: &str) -> Option<Agent> {
+    fn agent(self, image: &str, key: &ContainerKey) -> Option<Agent> {
         let (name, asks) = match self {
             Self::Walls => {
                 let folders: Vec<Value> = FOLDERS.iter().map(|(path, size, inodes)| json!([path, size + 16 * MIB, inodes * 5 / 4])).collect();
@@ -133,7 +133,8 @@ impl Part {
             }
             Self::Budget => ("budget", json!({ "window": WINDOW, "memory": MEMORY * 2 })),
         };
-        let command = ["python3", "-S", "-E", "-c", PROGRAM, name, &asks.to_string()].map(str::to_owned).to_vec();
+        // The name of the container is there to be found from outside.
+        let command = ["python3", "-S", "-E", "-c", PROGRAM, name, &asks.to_string(), &key.name()].map(str::to_owned).to_vec();
         Some(Agent {
             input: Input::Text,
             output: Output::Text,
@@ -148,15 +149,15 @@ impl Part {
 }
 
 async fn one(runner: &dyn Runner, probe: &Probe, part: Part) -> Report {
-    let Some(agent) = part.agent(&probe.image) else { return Report::default() };
     let announced = probe.live.announce(ContainerKey::Warm(rand::random()));
+    let Some(agent) = part.agent(&probe.image, announced.key()) else { return Report::default() };
     let spec = LaunchSpec { agent, key: announced.key().clone(), place: PLACES[part as usize] };
     let mut sandbox = match runner.launch(&spec).await {
         Ok(sandbox) => sandbox,
         Err(fault) => return not_launched(&fault),
     };
     let mut report = Report::default();
-    let told = tokio::time::timeout(LIMIT, listen(&mut *sandbox, probe, part, &mut report)).await;
+    let told = tokio::time::timeout(LIMIT, listen(&mut *sandbox, probe, (part, &spec.key.name()), &mut report)).await;
     let trouble = match told {
         Ok(Ok(())) => None,
         Ok(Err(fault)) => Some(chain(&fault)),
@@ -181,13 +182,14 @@ fn not_launched(fault: &Fault) -> Report {
     }
 }
 
-async fn listen(sandbox: &mut dyn Sandbox, probe: &Probe, part: Part, report: &mut Report) -> Result<(), Fault> {
+async fn listen(sandbox: &mut dyn Sandbox, probe: &Probe, (part, name): (Part, &str), report: &mut Report) -> Result<(), Fault> {
     // It stands there and waits for its request: the moment to look at it from the host.
     if part == Part::Walls
         && probe.local
         && let Some(uid) = probe.uid()
     {
-        report.outside = tokio::task::spawn_blocking(move || outside::look(uid)).await.ok().flatten();
+        let name = name.to_owned();
+        report.outside = tokio::task::spawn_blocking(move || outside::look(uid, &name)).await.ok().flatten();
     }
     sandbox.send(Bytes::new())?;
     let mut output = Vec::new();

@@ -28,10 +28,11 @@ pub struct Outside {
     pub shared_namespaces: Vec<String>,
 }
 
-/// Looks for a process of `uid`, which belongs to the probe alone. `None`: there is none to be seen.
+/// Looks for the process of `uid` that was started with `name` among its arguments: another worker's probe may have the same
+/// uid. `None`: there is none to be seen.
 #[must_use]
-pub fn look(uid: u32) -> Option<Outside> {
-    let process = fs::read_dir("/proc").ok()?.flatten().map(|entry| entry.path()).find(|path| is_of(path, uid))?;
+pub fn look(uid: u32, name: &str) -> Option<Outside> {
+    let process = fs::read_dir("/proc").ok()?.flatten().map(|entry| entry.path()).find(|path| is_of(path, uid) && is_named(path, name))?;
     Some(of(&process, Path::new(GROUPS)))
 }
 
@@ -41,6 +42,10 @@ fn is_of(process: &Path, uid: u32) -> bool {
     }
     let Some(status) = Status::read(process) else { return false };
     status.field("Uid").is_some_and(|ids| ids.split_whitespace().all(|id| id.parse() == Ok(uid)))
+}
+
+fn is_named(process: &Path, name: &str) -> bool {
+    fs::read(process.join("cmdline")).is_ok_and(|line| line.split(|byte| *byte == 0).any(|argument| argument == name.as_bytes()))
 }
 
 struct Status(String);
