@@ -62,9 +62,10 @@ impl Engine {
 
     fn spawn(&mut self) {
         let log = std::fs::File::options().create(true).append(true).open(self.path("log")).unwrap();
-        let mut command = Command::new("dockerd");
+        // In a network of its own: without a bridge it would delete that of the machine's engine.
+        let mut command = Command::new("unshare");
         command
-            .arg("--data-root")
+            .args(["--net", "dockerd", "--data-root"])
             .arg(self.path("d"))
             .arg("--exec-root")
             .arg(self.path("x"))
