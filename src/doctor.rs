@@ -47,6 +47,8 @@ pub(crate) async fn run(config: Config) -> anyhow::Result<ExitCode> {
             Err(error) => row("google", Err(chain(&error))),
         },
     }
+    let chosen = crate::runners::choose(&config);
+    row("runner", Ok(format!("{}: {}", chosen.kind.name(), chosen.why)));
     let runner = crate::work::looking_runner(&config)?;
     match runner.ping().await {
         Ok(engine) => row("engine", Ok(engine.description)),

@@ -5,7 +5,6 @@ use std::path::Path;
 use std::sync::{Arc, RwLock};
 use std::time::Duration;
 
-use anyhow::Context;
 use futures::FutureExt;
 use quayside_api::Check;
 use quayside_shared::clock::SystemClock;
@@ -20,7 +19,6 @@ use quayside_worker::lease::LeaseTimes;
 use quayside_worker::preemption::Notice;
 use quayside_worker::report::Reporter;
 use quayside_worker::runner::Runner;
-use quayside_worker::runner::docker::{DockerOptions, DockerRunner};
 use quayside_worker::slots::{LiveContainers, Slots, slots_for};
 use quayside_worker::sweeper::Sweeper;
 use tokio_util::sync::CancellationToken;
@@ -115,6 +113,8 @@ pub(crate) fn slots(config: &Config) -> u32 {
 
 /// The runner of the worker `instance`.
 pub(crate) fn runner_of(config: &Config, instance: &Instance) -> anyhow::Result<Arc<dyn Runner>> {
+    let chosen = crate::runners::choose(config);
+    tracing::info!(runner = chosen.kind.name(), why = chosen.why, "containers are started by this runner");
     runner(config, &instance.name, instance.uid_base)
 }
 
@@ -124,9 +124,7 @@ pub(crate) fn looking_runner(config: &Config) -> anyhow::Result<Arc<dyn Runner>>
 }
 
 fn runner(config: &Config, instance: &str, uid_base: u32) -> anyhow::Result<Arc<dyn Runner>> {
-    let options =
-        DockerOptions { host: config.runner.docker_host.clone(), instance: instance.to_owned(), runtime: config.runner.runtime.clone(), uid_base };
-    Ok(Arc::new(DockerRunner::connect(options).context("preparing the Docker runner")?))
+    crate::runners::connect(config, instance, uid_base)
 }
 
 /// A worker that was killed for good cannot remove its containers: the living ones on its machine do.

@@ -5,6 +5,8 @@
 mod cut_off;
 mod docker;
 mod fake_engine;
+mod oci;
+mod oci_only;
 mod scripted;
 mod stopped;
 mod suite;

@@ -12,6 +12,7 @@
 //! program starts, and a container that is not as strict as asked for never starts (invariant 9).
 
 pub mod docker;
+pub mod oci;
 mod order;
 pub mod scripted;
 
