@@ -17,7 +17,7 @@ compose: ## The same as containers: docker compose up, which needs a registry (A
 test: ## Set up and run every check
 	@exec infra/dev/test.sh
 
-bench: ## Measure against the replaced design (ARGS="..." go to tests/bench/run.sh)
+bench: ## Measure beside the peers (ARGS="..." go to tests/bench/run.sh)
 	@exec tests/bench/run.sh $(ARGS)
 
 chaos: ## Kill, freeze, cut off and fill up real processes by seed, with figures (ARGS="..." go to tests/chaos/run.sh; --help)

@@ -34,8 +34,8 @@ pub(crate) enum Command {
     Api(ServeArguments),
     /// Run a worker alone (google backend)
     Worker,
-    /// Check configuration, database, container engine and images, and say what to do
-    Doctor,
+    /// Check configuration, database, container engine, images and every limit, and say what to do
+    Doctor(DoctorArguments),
     /// Copy the database to one file, also of a running server (embedded backend)
     Backup(BackupArguments),
     /// Put a copy in the place of the database, and keep what was there (embedded backend, stopped server)
@@ -46,6 +46,13 @@ pub(crate) enum Command {
     DeadLetters(DeadLettersArguments),
     /// Print the OpenAPI document
     Openapi,
+}
+
+#[derive(Debug, Clone, Args)]
+pub(crate) struct DoctorArguments {
+    /// Print one JSON object
+    #[arg(long)]
+    pub(crate) json: bool,
 }
 
 #[derive(Debug, Clone, Args)]
@@ -123,6 +130,9 @@ pub(crate) struct SubmitArguments {
     /// The conversation to join or open [default: a new one]
     #[arg(long, value_name = "ID")]
     pub(crate) conversation: Option<String>,
+    /// A file for the agent's workspace, under its own name or as NAME; may be there several times
+    #[arg(long = "file", value_name = "FILE[=NAME]")]
+    pub(crate) files: Vec<String>,
     /// Wall-clock limit in seconds [default: the agent's]
     #[arg(long, value_name = "SECONDS")]
     pub(crate) timeout: Option<u64>,

@@ -1,5 +1,7 @@
 //! `quayside doctor`: what works here, what does not, and what to do about it.
 
+mod sandbox;
+
 use std::io::Write;
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
@@ -10,10 +12,18 @@ use quayside_shared::error::chain;
 use quayside_shared::sqlite::examine::{Found, examine, room};
 
 use crate::backup::{runs, size};
+use crate::cli::DoctorArguments;
 
 /// Checks one thing after the other and prints a line for each.
-pub(crate) async fn run(config: Config) -> anyhow::Result<ExitCode> {
+pub(crate) async fn run(config: Config, arguments: DoctorArguments) -> anyhow::Result<ExitCode> {
     let mut healthy = true;
+    let mut checks = Vec::new();
+    let say = |line: String| {
+        if !arguments.json {
+            // Who reads only the first lines (`| head`) has closed the pipe.
+            let _ = writeln!(std::io::stdout(), "{line}");
+        }
+    };
     let mut row = |name: &str, outcome: Result<String, String>| {
         let (mark, text) = match outcome {
             Ok(text) => ("ok  ", text),
@@ -22,8 +32,8 @@ pub(crate) async fn run(config: Config) -> anyhow::Result<ExitCode> {
                 ("FAIL", text)
             }
         };
-        // Who reads only the first lines (`| head`) has closed the pipe.
-        let _ = writeln!(std::io::stdout(), "{mark}  {name:<14} {text}");
+        say(format!("{mark}  {name:<14} {text}"));
+        checks.push(serde_json::json!({ "name": name, "ok": mark != "FAIL", "text": text }));
     };
     row("configuration", Ok(format!("{} agents, {:?} backend", config.agents.len(), config.backend.kind)));
     match config.backend.kind {
@@ -50,7 +60,9 @@ pub(crate) async fn run(config: Config) -> anyhow::Result<ExitCode> {
     let chosen = crate::runners::choose(&config);
     row("runner", Ok(format!("{}: {}", chosen.kind.name(), chosen.why)));
     let runner = crate::work::looking_runner(&config)?;
-    match runner.ping().await {
+    let answered = runner.ping().await;
+    let is_up = answered.is_ok();
+    match answered {
         Ok(engine) => row("engine", Ok(engine.description)),
         Err(fault) => row(
             "engine",
@@ -64,6 +76,20 @@ pub(crate) async fn run(config: Config) -> anyhow::Result<ExitCode> {
             Err(fault) => Err(chain(&fault)),
         };
         row(&format!("agent {name}"), outcome);
+    }
+    let mut examined = None;
+    if is_up {
+        let found = sandbox::examine(&config).await?;
+        row("sandbox", found.summary());
+        found.lines().into_iter().for_each(&say);
+        examined = Some(found);
+    }
+    if arguments.json {
+        let _ = writeln!(
+            std::io::stdout(),
+            "{}",
+            serde_json::json!({ "healthy": healthy, "checks": checks, "sandbox": examined.map(|found| found.json()) })
+        );
     }
     Ok(if healthy { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }

@@ -32,7 +32,7 @@ async fn main() -> ExitCode {
         Command::Up(arguments) => with_config(&cli, |config| serve::up(config, arguments.clone())).await,
         Command::Api(arguments) => with_config(&cli, |config| serve::api(config, arguments.clone())).await,
         Command::Worker => with_config(&cli, serve::worker).await,
-        Command::Doctor => with_config(&cli, doctor::run).await,
+        Command::Doctor(arguments) => with_config(&cli, |config| doctor::run(config, arguments.clone())).await,
         Command::DeadLetters(arguments) => match &arguments.admin_key {
             Some(key) => dead_letters::run_with_key(arguments, key).await,
             None => with_config(&cli, |config| async move { dead_letters::run_with_config(arguments, &config).await }).await,

@@ -10,6 +10,7 @@ use quayside_shared::error::chain;
 use quayside_worker::runner::Runner;
 use quayside_worker::runner::docker::{DockerOptions, DockerRunner};
 use quayside_worker::runner::oci::{OciOptions, OciRunner};
+use quayside_worker::runner::workspace::Workspaces;
 
 /// Where containers without an engine have their folders while they live.
 const STATE: &str = "/run/quayside/containers";
@@ -46,7 +47,10 @@ pub(crate) fn choose(config: &Config) -> Choice {
 /// The runner of the instance of this name.
 pub(crate) fn connect(config: &Config, instance: &str, uid_base: u32) -> anyhow::Result<Arc<dyn Runner>> {
     match choose(config).kind {
-        RunnerKind::Oci => Ok(Arc::new(oci(config, instance, uid_base).context("preparing the runner without an engine")?)),
+        RunnerKind::Oci => {
+            let runner = oci(config, instance, uid_base).context("preparing the runner without an engine")?;
+            Ok(Arc::new(runner.with_workspaces(Workspaces::of(instance))))
+        }
         RunnerKind::Docker | RunnerKind::Auto => {
             let options = DockerOptions {
                 host: config.runner.docker_host.clone(),
@@ -55,7 +59,8 @@ pub(crate) fn connect(config: &Config, instance: &str, uid_base: u32) -> anyhow:
                 runtime: config.runner.runtime.clone().filter(|_| config.runner.kind == RunnerKind::Docker),
                 uid_base,
             };
-            Ok(Arc::new(DockerRunner::connect(options).context("preparing the Docker runner")?))
+            let runner = DockerRunner::connect(options).context("preparing the Docker runner")?;
+            Ok(Arc::new(runner.with_workspaces(Workspaces::of(instance))))
         }
     }
 }

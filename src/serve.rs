@@ -17,7 +17,7 @@ use crate::admin_key;
 use crate::cli::ServeArguments;
 use crate::instance::Instance;
 use crate::listening::announce;
-use crate::work::{engine_check, follow_digests, runner_of, slots, work};
+use crate::work::{Sandboxes, follow_digests, slots, work};
 
 const METRICS_UPKEEP: Duration = Duration::from_secs(5);
 
@@ -32,16 +32,16 @@ pub(crate) async fn up(config: Config, arguments: ServeArguments) -> anyhow::Res
     let (config, shutdown, metrics) = begin(config)?;
     let connected = connect(&config, None).await.with_context(|| format!("opening the data in {}", config.backend.data_dir.display()))?;
     let instance = Instance::take(&config.backend.data_dir, config.runner.uid_base)?;
-    let runner = runner_of(&config, &instance)?;
+    let sandboxes = Sandboxes::of(&config, &instance)?;
     let listener = listen(config.api.bind).await?;
     let address = listener.local_addr().context("asking for the bound address")?;
     let digests = ImageDigests::default();
-    let deps = deps(&connected, &config, &metrics, vec![engine_check(&runner)], &digests, &shutdown)?;
+    let deps = deps(&connected, &config, &metrics, sandboxes.checks(), &digests, &shutdown)?;
     // Up to the end of the drain, so that readiness is seen to go red and clients can read what running attempts say.
     let drained = CancellationToken::new();
     let api = quayside_api::serve(listener, quayside_api::router(deps), drained.clone(), shutdown.stop.clone());
-    tokio::spawn(follow_digests(Arc::clone(&runner), Arc::clone(&config), digests));
-    let worker = tokio::spawn(work(connected, runner, Arc::clone(&config), shutdown.clone()));
+    tokio::spawn(follow_digests(Arc::clone(&sandboxes.runner), Arc::clone(&config), digests));
+    let worker = tokio::spawn(work(connected, sandboxes, Arc::clone(&config), shutdown.clone()));
     announce(address, &config);
     until_drained(&shutdown, async {
         let worked = async {
@@ -82,13 +82,13 @@ pub(crate) async fn worker(config: Config) -> anyhow::Result<ExitCode> {
     let (config, shutdown, metrics) = begin(config)?;
     let connected = connect(&config, Some(slots(&config))).await?;
     let instance = Instance::take(&config.backend.data_dir, config.runner.uid_base)?;
-    let runner = runner_of(&config, &instance)?;
+    let sandboxes = Sandboxes::of(&config, &instance)?;
     let probes = match config.worker.probes {
         None => None,
         Some(bind) => {
             let listener = listen(bind).await?;
             tracing::info!(address = %listener.local_addr().context("asking for the bound address")?, "probes and metrics");
-            let deps = deps(&connected, &config, &metrics, vec![engine_check(&runner)], &ImageDigests::default(), &shutdown)?;
+            let deps = deps(&connected, &config, &metrics, sandboxes.checks(), &ImageDigests::default(), &shutdown)?;
             // Up to the end of the drain, so that readiness is seen to go red.
             let drained = CancellationToken::new();
             let serving = quayside_api::serve(listener, quayside_api::probes(deps), drained.clone(), shutdown.stop.clone());
@@ -96,7 +96,7 @@ pub(crate) async fn worker(config: Config) -> anyhow::Result<ExitCode> {
         }
     };
     until_drained(&shutdown, async {
-        tokio::spawn(work(connected, runner, Arc::clone(&config), shutdown.clone())).await.context("the worker panicked")?;
+        tokio::spawn(work(connected, sandboxes, Arc::clone(&config), shutdown.clone())).await.context("the worker panicked")?;
         if let Some((serving, drained)) = probes {
             drained.cancel();
             serving.await.context("the probes panicked")?.context("serving probes")?;

@@ -2,10 +2,13 @@
 //! else to standard error, and the exit code follows the run.
 
 use std::io::{IsTerminal, Read, Write};
+use std::path::Path;
 use std::process::ExitCode;
 use std::time::Duration;
 
 use anyhow::Context;
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
 use serde_json::{Value, json};
 
 use crate::cli::SubmitArguments;
@@ -50,7 +53,22 @@ fn body(arguments: &SubmitArguments) -> anyhow::Result<Value> {
             body[key] = value;
         }
     }
+    if !arguments.files.is_empty() {
+        body["files"] = arguments.files.iter().map(|argument| file(argument)).collect::<anyhow::Result<_>>()?;
+    }
     Ok(body)
+}
+
+/// `FILE` or `FILE=NAME`, read now.
+fn file(argument: &str) -> anyhow::Result<Value> {
+    let (file, name) = match argument.rsplit_once('=') {
+        Some((file, name)) => (Path::new(file), Some(name)),
+        None => (Path::new(argument), None),
+    };
+    let name = name.or_else(|| file.file_name()?.to_str());
+    let name = name.with_context(|| format!("{} has no name that can be sent; write --file FILE=NAME", file.display()))?;
+    let content = std::fs::read(file).with_context(|| format!("reading {}", file.display()))?;
+    Ok(json!({ "path": name, "content": STANDARD.encode(content) }))
 }
 
 /// A key of its own for each invocation: should the answer get lost on the way, the library's retry doubles nothing.

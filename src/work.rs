@@ -8,7 +8,7 @@ use std::time::Duration;
 use futures::FutureExt;
 use quayside_api::Check;
 use quayside_shared::clock::SystemClock;
-use quayside_shared::config::Config;
+use quayside_shared::config::{Config, HumanSize, KnownEscapes};
 use quayside_shared::connect::Connected;
 use quayside_shared::error::chain;
 use quayside_shared::ids::{AgentName, WorkerId};
@@ -16,7 +16,10 @@ use quayside_shared::shutdown::Shutdown;
 use quayside_worker::attempt::Attempts;
 use quayside_worker::consumer::consume;
 use quayside_worker::lease::LeaseTimes;
+use quayside_worker::pool::{Pool, PoolOptions};
 use quayside_worker::preemption::Notice;
+use quayside_worker::proof::container::Probe;
+use quayside_worker::proof::gate::{Gate, Policy};
 use quayside_worker::report::Reporter;
 use quayside_worker::runner::Runner;
 use quayside_worker::slots::{LiveContainers, Slots, slots_for};
@@ -31,9 +34,9 @@ const DIGESTS: Duration = Duration::from_secs(60);
 const DEAD: Duration = Duration::from_secs(30);
 
 /// Takes this process's identity and works until `shutdown` says no more and everything is finished or handed back.
-pub(crate) async fn work(connected: Connected, runner: Arc<dyn Runner>, config: Arc<Config>, shutdown: Shutdown) {
+pub(crate) async fn work(connected: Connected, sandboxes: Sandboxes, config: Arc<Config>, shutdown: Shutdown) {
     let Connected { store, queue } = connected;
-    let live = LiveContainers::default();
+    let Sandboxes { runner, gate, live } = sandboxes;
     let retry_later = Arc::new(tokio::sync::Notify::new());
     let sweeper = Sweeper {
         store: Arc::clone(&store),
@@ -43,15 +46,23 @@ pub(crate) async fn work(connected: Connected, runner: Arc<dyn Runner>, config: 
         clock: Arc::new(SystemClock),
         due_earlier: Arc::clone(&retry_later),
     };
-    // Before the first attempt, so that no slot's uid is shared with a container of an earlier life.
+    // Before the first attempt, so that no uid is shared with a container of an earlier life.
     if let Err(fault) = sweeper.remove_leftovers().await {
         tracing::warn!(error = %chain(&fault), "the container engine does not answer yet; `quayside doctor` says what to do");
     }
     let total = slots(&config);
+    let options = PoolOptions {
+        memory: share(config.worker.warm_memory),
+        session_memory: share(config.worker.session_memory),
+        starters: machine_cpus(),
+        slots: total,
+    };
     let attempts = Attempts {
+        pool: Pool::new(Arc::clone(&runner), live.clone(), config.agents.values(), options),
         store,
         queue,
         runner,
+        gate: Arc::clone(&gate),
         agents: config.agents.clone(),
         worker: WorkerId::random(),
         times: LeaseTimes { duration: config.worker.lease.get(), heartbeat: config.worker.heartbeat.get() },
@@ -75,9 +86,14 @@ pub(crate) async fn work(connected: Connected, runner: Arc<dyn Runner>, config: 
     let reporting = tokio::spawn(reporter.run(shutdown.drain.clone()));
     let sweeping = tokio::spawn(sweeper.run(shutdown.drain.clone()));
     let bereaved = tokio::spawn(remove_containers_of_the_dead(Arc::clone(&config)));
+    let proving = {
+        let (gate, drain) = (Arc::clone(&gate), shutdown.drain.clone());
+        tokio::spawn(async move { gate.keep_trying(drain).await })
+    };
     let noticing = tokio::spawn(drain_when_preempted(Arc::clone(&config), attempts.preempted.clone(), shutdown.drain.clone()));
     consume(Arc::new(attempts), slots, shutdown.drain, config.worker.drain.get()).await;
-    for background in [reporting, sweeping, bereaved, noticing] {
+    gate.finish().await;
+    for background in [reporting, sweeping, bereaved, proving, noticing] {
         background.abort();
     }
     // A worker that drained is not one that is missing.
@@ -103,19 +119,65 @@ async fn drain_when_preempted(config: Arc<Config>, preempted: CancellationToken,
     drain.cancel();
 }
 
+/// Bytes for what idles: as configured, or a quarter of this machine's memory; nothing where that cannot be told.
+fn share(configured: Option<HumanSize>) -> u64 {
+    configured.map_or_else(|| machine_memory().unwrap_or(0) / 4, HumanSize::bytes)
+}
+
 /// How many containers at once.
 pub(crate) fn slots(config: &Config) -> u32 {
     match config.worker.slots {
-        0 => slots_for(std::thread::available_parallelism().map_or(1, usize::from), machine_memory()),
+        0 => slots_for(machine_cpus(), machine_memory()),
         slots => slots,
     }
 }
 
-/// The runner of the worker `instance`.
-pub(crate) fn runner_of(config: &Config, instance: &Instance) -> anyhow::Result<Arc<dyn Runner>> {
-    let chosen = crate::runners::choose(config);
-    tracing::info!(runner = chosen.kind.name(), why = chosen.why, "containers are started by this runner");
-    runner(config, &instance.name, instance.uid_base)
+/// What makes containers on this machine, and says who may run in them.
+#[derive(Clone)]
+pub(crate) struct Sandboxes {
+    pub(crate) runner: Arc<dyn Runner>,
+    pub(crate) gate: Arc<Gate>,
+    pub(crate) live: LiveContainers,
+}
+
+impl Sandboxes {
+    /// Those of the worker `instance`.
+    pub(crate) fn of(config: &Config, instance: &Instance) -> anyhow::Result<Self> {
+        let chosen = crate::runners::choose(config);
+        tracing::info!(runner = chosen.kind.name(), why = chosen.why, "this runner makes the containers");
+        let (runner, live) = (runner(config, &instance.name, instance.uid_base)?, LiveContainers::default());
+        let policy = Policy {
+            probe: config.worker.prove_limits.then(|| probe(config, instance.uid_base, live.clone())),
+            refuse_known_escapes: config.worker.known_escapes == KnownEscapes::Refuse,
+            runner: runner_name(config),
+            machine_cpus: machine_cpus(),
+        };
+        let gate = Arc::new(Gate::new(Arc::clone(&runner), config.agents.clone(), policy));
+        Ok(Self { runner, gate, live })
+    }
+
+    /// What `/readyz` asks of them.
+    pub(crate) fn checks(&self) -> Vec<Check> {
+        let gate = Arc::clone(&self.gate);
+        let sandbox = Arc::new(move || futures::future::ready(gate.readiness()).boxed());
+        vec![engine_check(&self.runner), Check { name: "sandbox", check: sandbox }]
+    }
+}
+
+/// How limits are proven here: with the image of the agent `python`, which is always configured.
+pub(crate) fn probe(config: &Config, uid_base: u32, live: LiveContainers) -> Probe {
+    let python = config.agents.values().find(|agent| agent.name.as_str() == "python");
+    let image = python.or_else(|| config.agents.values().next()).map(|agent| agent.image.clone()).unwrap_or_default();
+    Probe { image, uid_base: Some(uid_base), local: config.runner.docker_host.starts_with("unix://"), live }
+}
+
+/// How the record of an attempt names the runner.
+fn runner_name(config: &Config) -> &'static str {
+    crate::runners::choose(config).kind.name()
+}
+
+pub(crate) fn machine_cpus() -> usize {
+    std::thread::available_parallelism().map_or(1, usize::from)
 }
 
 /// A runner that only looks: it starts nothing, so it needs no identity.
@@ -123,7 +185,8 @@ pub(crate) fn looking_runner(config: &Config) -> anyhow::Result<Arc<dyn Runner>>
     runner(config, "quayside-nobody", config.runner.uid_base)
 }
 
-fn runner(config: &Config, instance: &str, uid_base: u32) -> anyhow::Result<Arc<dyn Runner>> {
+/// The runner of the instance of this name.
+pub(crate) fn runner(config: &Config, instance: &str, uid_base: u32) -> anyhow::Result<Arc<dyn Runner>> {
     crate::runners::connect(config, instance, uid_base)
 }
 
@@ -148,13 +211,13 @@ async fn dead(data_dir: &Path) -> Vec<(String, std::fs::File)> {
 }
 
 /// Ready only while the engine answers.
-pub(crate) fn engine_check(runner: &Arc<dyn Runner>) -> Check {
+fn engine_check(runner: &Arc<dyn Runner>) -> Check {
     let runner = Arc::clone(runner);
     Check {
         name: "engine",
         check: Arc::new(move || {
             let runner = Arc::clone(&runner);
-            async move { runner.ping().await.map(drop).map_err(|fault| chain(&fault)) }.boxed()
+            async move { runner.ping().await.map(|_| None).map_err(|fault| chain(&fault)) }.boxed()
         }),
     }
 }

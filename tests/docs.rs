@@ -29,7 +29,7 @@ fn every_test_that_a_document_names_exists() {
         .collect();
     let named = regex::Regex::new("`([a-z0-9]+(?:_[a-z0-9]+){2,})`").unwrap();
     let mut checked = 0;
-    for document in ["ARCHITECTURE.md", "docs/reliability.md", "docs/operations.md", "CONTRIBUTING.md"] {
+    for document in ["ARCHITECTURE.md", "docs/reliability.md", "docs/operations.md", "docs/isolation.md", "CONTRIBUTING.md"] {
         let text = std::fs::read_to_string(root.join(document)).unwrap();
         for capture in named.captures_iter(&text) {
             let name = &capture[1];

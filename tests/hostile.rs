@@ -1,9 +1,12 @@
 //! Programs that a sandbox must contain, each through the whole product. See `hostile/README.md`.
 
+mod artefacts;
 mod header;
+mod host;
 mod neighbours;
 mod output;
 mod stage;
+mod weight;
 
 use std::time::{Duration, Instant};
 
@@ -22,13 +25,10 @@ macro_rules! contained {
 }
 
 contained! {
-    core_dump "core_dump.py"
-    disk_fill "disk_fill.py"
     exit_0_after_errors "exit_0_after_errors.sh"
     exit_127_missing "exit_127_missing.sh"
     exit_255 "exit_255.sh"
     fd_exhaust "fd_exhaust.py"
-    fork_bomb "fork_bomb.py"
     inj_echo_argv "inj_echo_argv.py"
     inj_prompt "inj_prompt.sh"
     inj_safe_way "inj_safe_way.sh"
@@ -59,9 +59,25 @@ contained! {
     tmpfs_fill "tmpfs_fill.py"
 }
 
-/// The programs whose tests below look at the host, too.
-const WATCHED: &[&str] =
-    &["cpu_hog.py", "double_fork_daemon.py", "ignore_sigterm.py", "mem_bomb.py", "single_line_huge.py", "sleep_forever.sh", "stdout_flood.py"];
+/// The programs whose tests below, and in `artefacts`, look at the host, too.
+const WATCHED: &[&str] = &[
+    "art_deep_dirs.py",
+    "art_growing.py",
+    "art_many.py",
+    "art_names.py",
+    "art_symlinks.sh",
+    "art_zip_bomb.py",
+    "core_dump.py",
+    "cpu_hog.py",
+    "disk_fill.py",
+    "double_fork_daemon.py",
+    "fork_bomb.py",
+    "ignore_sigterm.py",
+    "mem_bomb.py",
+    "single_line_huge.py",
+    "sleep_forever.sh",
+    "stdout_flood.py",
+];
 
 #[test]
 fn every_program_has_its_test() {
@@ -71,6 +87,46 @@ fn every_program_has_its_test() {
     named.sort();
     there.sort();
     assert_eq!(there, named);
+}
+
+#[tokio::test]
+async fn core_dump() {
+    let before = host::core_files();
+    stage::verdict("core_dump.py", "").await;
+    let new: Vec<_> = host::core_files().difference(&before).cloned().collect();
+    assert!(new.is_empty(), "core files are on the host: {new:?}");
+}
+
+#[tokio::test]
+async fn disk_fill() {
+    let seen = stage::verdict("disk_fill.py", "").await;
+    let text = seen.run["text"].as_str().unwrap();
+    assert!(text.contains("writable disk mounts []"), "a disk of the host can be written: {text}");
+}
+
+#[tokio::test]
+async fn fork_bomb() {
+    let server = stage::server(stage::agent("fork_bomb.py", "", "pids = 100")).await;
+    let user = server.user("mallory");
+    let follower = host::Follower::of(&server);
+    let id = user.say("fork_bomb", "hello").await;
+    let mut most = 0;
+    let run = loop {
+        for container in follower.made() {
+            most = most.max(host::figure(&container, "pids.current").unwrap_or_default());
+            if let Some(limit) = host::figure(&container, "pids.max") {
+                assert_eq!(limit, 100);
+            }
+        }
+        let run = user.run(&id).await;
+        if crate::support::server::is_terminal(&run) {
+            break run;
+        }
+    };
+    assert_eq!(stage::header("fork_bomb.py").objection(&run), None, "{run:#}");
+    assert!(most > 0 && most <= 100, "{most} processes at once");
+    stage::nothing_is_left(&server, &id).await;
+    follower.sees_no_trace().await;
 }
 
 #[tokio::test]

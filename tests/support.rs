@@ -1,6 +1,7 @@
 //! Starts the real things and waits for conditions.
 
 pub mod emulators;
+pub mod liar;
 pub mod server;
 
 use std::time::{Duration, Instant};

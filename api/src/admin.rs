@@ -11,6 +11,7 @@ use http::{HeaderMap, HeaderValue};
 use quayside_shared::clock::{Clock, SystemClock, Timestamp};
 use quayside_shared::ids::{DeadLetterId, RunId};
 use quayside_shared::run::Run;
+use quayside_shared::store::files::RunFile;
 use quayside_shared::store::{DeadLetter, DeadLetterReason, Idempotency, MultitaskStrategy, NewRun, WorkerReport};
 use serde::Serialize;
 use sha2::{Digest, Sha256};
@@ -146,7 +147,7 @@ pub(crate) async fn dead_letter(State(app): State<Arc<App>>, _: Admin, Id(id): I
 
 /// Try a run again that was given up.
 ///
-/// A run ends once, so this makes a new run of the same message, agent, conversation and user. Done twice, it answers
+/// A run ends once, so this makes a new run of the same message with its files, agent, conversation and user. Done twice, it answers
 /// with the same new run.
 #[utoipa::path(
     post, path = "/api/admin/dead-letters/{id}/redrive", tag = "operators", operation_id = "redrive", security(("admin" = [])),
@@ -163,7 +164,8 @@ pub(crate) async fn redrive(State(app): State<Arc<App>>, _: Admin, Id(id): Id<De
         (Some(made), ..) => app.deps.store.run(made).await?.ok_or(ApiError::NothingToRedrive)?,
         (None, Some(given_up), DeadLetterReason::Poison | DeadLetterReason::AttemptsExhausted) => {
             let given_up = app.deps.store.run(given_up).await?.ok_or(ApiError::NothingToRedrive)?;
-            let run = accept(&app, again(&given_up), trace::context(&headers)).await?.run;
+            let files = app.deps.store.inputs(&given_up.id).await?;
+            let run = accept(&app, again(&given_up, files), trace::context(&headers)).await?.run;
             app.deps.store.redriven(&id, &run.id).await?;
             tracing::info!(dead_letter = %id, run_id = %run.id, "redriven");
             run
@@ -178,7 +180,7 @@ pub(crate) async fn redrive(State(app): State<Arc<App>>, _: Admin, Id(id): Id<De
 
 /// The same request once more. Its key makes a redrive that broke off halfway, and is done again, the same run; no
 /// client can send it, because it has a space.
-fn again(run: &Run) -> NewRun {
+fn again(run: &Run, files: Vec<RunFile>) -> NewRun {
     let key = format!("redrive of {}", run.id);
     NewRun {
         id: RunId::random(),
@@ -190,6 +192,7 @@ fn again(run: &Run) -> NewRun {
         timeout: run.timeout(),
         queue_ttl: None,
         metadata: run.metadata.clone(),
+        files,
         idempotency: Some(Idempotency { body_hash: Sha256::digest(key.as_bytes()).into(), key }),
     }
 }

@@ -78,7 +78,7 @@ impl Callers {
         let tokens = Arc::clone(tokens);
         let check = move || {
             let tokens = Arc::clone(&tokens);
-            futures::FutureExt::boxed(async move { tokens.ready().await })
+            futures::FutureExt::boxed(async move { tokens.ready().await.map(|()| None) })
         };
         Some(Check { name: "tokens", check: Arc::new(check) })
     }

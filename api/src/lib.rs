@@ -21,6 +21,8 @@ mod conversations;
 mod edge;
 mod error;
 mod events;
+mod files;
+mod inputs;
 mod page;
 mod params;
 mod publish;
@@ -44,13 +46,16 @@ pub type RenderMetrics = Arc<dyn Fn() -> String + Send + Sync>;
 /// The digest of each agent's image, as far as it is known; filled by whoever can ask the engine.
 pub type ImageDigests = Arc<RwLock<HashMap<AgentName, Option<String>>>>;
 
+/// What a check came to: `Err` says what is wrong, in words for an operator; `Ok` may say what they should know.
+pub type Checked = Result<Option<String>, String>;
+
 /// One more condition of `/readyz`, for example that the worker's engine answers.
 #[derive(Clone)]
 pub struct Check {
     /// How `/readyz` calls it.
     pub name: &'static str,
-    /// `Err` says what is wrong, in words for an operator. Must answer within a second or two; it is cut off at three.
-    pub check: Arc<dyn Fn() -> BoxFuture<'static, Result<(), String>> + Send + Sync>,
+    /// Must answer within a second or two; it is cut off at three.
+    pub check: Arc<dyn Fn() -> BoxFuture<'static, Checked> + Send + Sync>,
 }
 
 /// What the API stands on.

@@ -15,6 +15,7 @@ use utoipa::ToSchema;
 use utoipa::openapi::schema::{AdditionalProperties, ObjectBuilder, Schema, SchemaType, Type};
 
 use crate::error::{ApiError, Result};
+use crate::inputs::{self, InputFile};
 
 /// The longest time that a run may be told to wait for its start, seconds: a week.
 const QUEUE_TTL_MAX: u64 = 604_800;
@@ -71,6 +72,10 @@ pub(crate) struct SubmitRequest {
     queue_ttl_seconds: Option<u64>,
     #[schema(schema_with = metadata_schema)]
     metadata: Option<Metadata>,
+    // Absent in what is hashed when there are none: keys from before there were files stay what they were.
+    #[schema(schema_with = inputs::schema)]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    files: Option<Vec<InputFile>>,
 }
 
 fn metadata_schema() -> Schema {
@@ -156,6 +161,7 @@ impl SubmitRequest {
             timeout,
             queue_ttl,
             metadata,
+            files: self.files.map(inputs::check).transpose()?.unwrap_or_default(),
             idempotency,
         })
     }
@@ -186,7 +192,7 @@ fn field_at_fault(path: &str, detail: &str) -> String {
     match (path, named) {
         (".", Some(field)) => field.to_owned(),
         (".", None) => "body".to_owned(),
-        (path, Some(field)) if path != field => format!("{path}.{field}"),
+        (path, Some(field)) if path != field && !path.ends_with(&format!(".{field}")) => format!("{path}.{field}"),
         (path, _) => path.to_owned(),
     }
 }
@@ -201,6 +207,7 @@ enum Field {
     TimeoutSeconds,
     QueueTtlSeconds,
     Metadata,
+    Files,
 }
 
 /// Written by hand because a derived one also takes an array for the object.
@@ -224,7 +231,7 @@ impl<'de> Deserialize<'de> for SubmitRequest {
                     Ok(())
                 }
                 let (mut message, mut conversation_id, mut agent, mut strategy) = (None, None, None, None);
-                let (mut timeout, mut ttl, mut metadata) = (None, None, None);
+                let (mut timeout, mut ttl, mut metadata, mut files) = (None, None, None, None);
                 while let Some(field) = map.next_key()? {
                     match field {
                         Field::Message => once(&mut message, "message", &mut map)?,
@@ -234,6 +241,7 @@ impl<'de> Deserialize<'de> for SubmitRequest {
                         Field::TimeoutSeconds => once(&mut timeout, "timeoutSeconds", &mut map)?,
                         Field::QueueTtlSeconds => once(&mut ttl, "queueTtlSeconds", &mut map)?,
                         Field::Metadata => once(&mut metadata, "metadata", &mut map)?,
+                        Field::Files => once(&mut files, "files", &mut map)?,
                     }
                 }
                 Ok(SubmitRequest {
@@ -244,6 +252,7 @@ impl<'de> Deserialize<'de> for SubmitRequest {
                     timeout_seconds: timeout.flatten(),
                     queue_ttl_seconds: ttl.flatten(),
                     metadata: metadata.flatten(),
+                    files: files.flatten(),
                 })
             }
         }
@@ -284,11 +293,21 @@ impl<'de> Deserialize<'de> for Metadata {
 }
 
 /// The largest body that can hold an allowed message: every byte written as `\u00XX`, and room for the rest.
-pub(crate) fn body_limit(config: &Config) -> usize {
+fn message_limit(config: &Config) -> usize {
     usize::try_from(config.limits.message.bytes()).unwrap_or(usize::MAX).saturating_mul(6).saturating_add(64 << 10)
+}
+
+/// The largest body that is read: with room for files.
+pub(crate) fn body_limit(config: &Config) -> usize {
+    message_limit(config).saturating_add(inputs::BODY)
 }
 
 /// Kept apart from reading so that a body is parsed where it lies.
 pub(crate) fn parse(body: &Bytes, user: UserId, key: Option<String>, config: &Config) -> Result<NewRun> {
-    SubmitRequest::read(body)?.check(user, key, config)
+    let (request, limit) = (SubmitRequest::read(body)?, message_limit(config));
+    // The room for files is theirs alone.
+    if request.files.is_none() && body.len() > limit {
+        return Err(ApiError::BodyTooLarge { limit });
+    }
+    request.check(user, key, config)
 }

@@ -14,7 +14,8 @@ use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
 use crate::error::ProblemView;
-use crate::{App, Deps, KeySource, admin, agents, auth, conversations, edge, events, page, runs, service};
+use crate::inputs::InputFile;
+use crate::{App, Deps, KeySource, admin, agents, auth, conversations, edge, events, files, page, runs, service};
 
 fn routes() -> OpenApiRouter<Arc<App>> {
     OpenApiRouter::with_openapi(base())
@@ -26,6 +27,8 @@ fn routes() -> OpenApiRouter<Arc<App>> {
         .routes(routes!(runs::get))
         .routes(routes!(runs::cancel))
         .routes(routes!(events::events))
+        .routes(routes!(files::list))
+        .routes(routes!(files::get))
         .routes(routes!(conversations::list))
         .routes(routes!(conversations::get, conversations::delete))
         .routes(routes!(conversations::runs))
@@ -44,6 +47,11 @@ fn pages() -> Router<Arc<App>> {
         .route("/docs", get(page::docs_moved))
         .route("/docs/", get(page::docs_index))
         .route("/docs/{*path}", get(page::docs))
+}
+
+/// A path with slashes in it, written as they are. The document has the route with one parameter, as OpenAPI knows no other.
+fn deep_paths() -> Router<Arc<App>> {
+    Router::new().route("/api/runs/{id}/files/{path}/{*rest}", get(files::get))
 }
 
 /// The whole API on `deps`. Must be called inside a Tokio runtime: it starts the publisher, which lives as long as the
@@ -71,7 +79,7 @@ impl Prepared {
         let (routes, mut document) = routes().split_for_parts();
         describe_limits(&mut document, config);
         auth::describe(&mut document, Some(config.api.auth));
-        let routes = routes.merge(pages()).fallback(edge::not_found).method_not_allowed_fallback(edge::method_not_allowed);
+        let routes = routes.merge(pages()).merge(deep_paths()).fallback(edge::not_found).method_not_allowed_fallback(edge::method_not_allowed);
         Self { routes, pages: Arc::new(page::Pages::new(&document, config)) }
     }
 
@@ -112,7 +120,7 @@ fn base() -> OpenApi {
         .version(env!("CARGO_PKG_VERSION"))
         .description(Some("Send a message, an agent answers it in a container of its own. Every refusal is an `application/problem+json`."))
         .license(Some(LicenseBuilder::new().name("Apache-2.0").identifier(Some("Apache-2.0")).build()));
-    let components = ComponentsBuilder::new().schema("Problem", ProblemView::schema());
+    let components = ComponentsBuilder::new().schema("Problem", ProblemView::schema()).schema("InputFile", InputFile::schema());
     let tags = ["runs", "conversations", "agents", "operators", "service"].map(|name| TagBuilder::new().name(name).build());
     OpenApiBuilder::new().info(info).components(Some(components.build())).tags(Some(tags)).build()
 }

@@ -13,9 +13,9 @@ use quayside_shared::error::chain;
 use serde::Serialize;
 use utoipa::ToSchema;
 
-use crate::App;
 use crate::error::{self, ApiError, NOT_READY, Result};
 use crate::page;
+use crate::{App, Checked};
 
 /// A check that takes longer has failed.
 const CHECK_TIMEOUT: Duration = Duration::from_secs(3);
@@ -65,7 +65,7 @@ pub(crate) struct CheckView {
     #[schema(value_type = String, example = "store")]
     name: &'static str,
     ok: bool,
-    /// What is wrong; null when nothing is.
+    /// What is wrong, or what an operator should know although nothing is; null when there is nothing to say.
     #[schema(required)]
     detail: Option<String>,
 }
@@ -95,15 +95,16 @@ pub(crate) async fn readyz(State(app): State<Arc<App>>) -> Response {
         tracing::warn!(error = %chain(&error), "not ready");
         error.to_string()
     };
-    let store = async { deps.store.ping().await.map_err(told) }.boxed();
-    let queue = async { deps.queue.ping().await.map_err(told) }.boxed();
+    let store = async { deps.store.ping().await.map(|()| None).map_err(told) }.boxed();
+    let queue = async { deps.queue.ping().await.map(|()| None).map_err(told) }.boxed();
     let draining = deps.drain.is_cancelled();
-    let drain = async { if draining { Err("the process is going down".to_owned()) } else { Ok(()) } }.boxed();
-    let mut checks: Vec<(&'static str, BoxFuture<'_, std::result::Result<(), String>>)> = vec![("store", store), ("queue", queue), ("drain", drain)];
+    let drain = async { if draining { Err("the process is going down".to_owned()) } else { Ok(None) } }.boxed();
+    let mut checks: Vec<(&'static str, BoxFuture<'_, Checked>)> = vec![("store", store), ("queue", queue), ("drain", drain)];
     checks.extend(deps.checks.iter().map(|check| (check.name, (check.check)())));
     let checks = join_all(checks.into_iter().map(|(name, check)| async move {
         let outcome = tokio::time::timeout(CHECK_TIMEOUT, check).await.unwrap_or_else(|_| Err("no answer within 3 seconds".to_owned()));
-        CheckView { name, ok: outcome.is_ok(), detail: outcome.err() }
+        let ok = outcome.is_ok();
+        CheckView { name, ok, detail: outcome.unwrap_or_else(Some) }
     }))
     .await;
     let ready = checks.iter().all(|check| check.ok);

@@ -1,5 +1,7 @@
 //! How runs look from outside. What is not named here is not shown.
 
+mod sandbox;
+
 use std::collections::BTreeMap;
 
 use quayside_shared::clock::Timestamp;
@@ -28,13 +30,15 @@ macro_rules! words {
 
 pub(crate) use words;
 
+pub(crate) use sandbox::SandboxView;
+
 words! {
     /// Where a run stands.
     StatusView as Status of Status { Queued, InProgress, Cancelling, Completed, Failed, TimedOut, Cancelled, Expired }
 }
 words! {
     /// Why a queued run does not start yet.
-    ReasonView as WaitingReason of WaitingReason { ConversationBusy, UserQuota, NoCapacity, Retrying, Scheduled }
+    ReasonView as WaitingReason of WaitingReason { ConversationBusy, UserQuota, NoCapacity, Retrying, Scheduled, SandboxNotEnforced }
 }
 words! {
     /// Why a run failed.
@@ -110,12 +114,16 @@ pub(crate) struct AttemptView {
     outcome: Option<OutcomeView>,
     /// Whether it used up an attempt.
     counted: bool,
+    /// What its container was held in by; null until it has ended, and when there was none.
+    #[schema(required)]
+    sandbox: Option<SandboxView>,
 }
 
 impl From<Attempt> for AttemptView {
     fn from(attempt: Attempt) -> Self {
-        let Attempt { number, worker, started_at, ended_at, outcome, counted } = attempt;
-        Self { number, worker: worker.into(), started_at, ended_at, outcome: outcome.map(Into::into), counted }
+        let Attempt { number, worker, started_at, ended_at, outcome, counted, sandbox } = attempt;
+        let (outcome, sandbox) = (outcome.map(Into::into), sandbox.map(Into::into));
+        Self { number, worker: worker.into(), started_at, ended_at, outcome, counted, sandbox }
     }
 }
 

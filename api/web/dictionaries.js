@@ -117,6 +117,7 @@ const en = {
   "waiting.no_capacity": "every place to run is taken",
   "waiting.retrying": "the last attempt was lost, it starts over",
   "waiting.scheduled": "it starts in a moment",
+  "waiting.sandbox_not_enforced": "no worker here can enforce this agent's limits; it is tried again",
   "waiting.position": "number {n} in line",
 
   "error.exit_nonzero": "The program ended with an error.",
@@ -289,6 +290,7 @@ const ko = {
   "waiting.no_capacity": "실행할 자리가 모두 찼습니다",
   "waiting.retrying": "이전 시도가 중단되어 처음부터 다시 실행합니다",
   "waiting.scheduled": "잠시 뒤 시작합니다",
+  "waiting.sandbox_not_enforced": "이 에이전트의 제한을 보장할 수 있는 작업자가 없어 다시 확인하고 있습니다",
   "waiting.position": "대기 순서 {n}번",
 
   "error.exit_nonzero": "프로그램이 오류로 끝났습니다.",

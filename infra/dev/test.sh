@@ -30,10 +30,10 @@ export_lines() {
   while IFS='=' read -r name value; do export "$name=$value"; done <<<"$found"
 }
 
-# The long form of chaos is no part of `cargo test`, and so none of --all-targets.
+# The long form of chaos and the program of the benchmark are no part of `cargo test`, and so none of --all-targets.
 lints() {
   cargo clippy --locked --workspace --all-targets -- -D warnings &&
-    cargo clippy --locked --test chaos -- -D warnings
+    cargo clippy --locked --test chaos --bin claims --features bench -- -D warnings
 }
 
 rules_tests() { (cd "$ROOT/tests/rules" && node --test --test-reporter=spec); }
@@ -55,12 +55,14 @@ stage 'cargo fmt' cargo fmt --all --check
 stage 'cargo clippy' lints
 stage 'Agent image (built meanwhile)' join agent-image
 stage 'The agent python' python3 -B -W error -m unittest discover -s infra/agents/python
+stage 'The arithmetic of the benchmark' python3 -B -W error -m unittest discover -s tests/bench
 stage 'cargo build' cargo build --locked --bin quayside
 QUAYSIDE_BIN=$(realpath "$TARGET")/debug/quayside
 export QUAYSIDE_BIN
 # What takes both cores for minutes runs by itself: beside it, every wait of the others would be long.
-stage 'cargo test' cargo test --locked --workspace -- --skip sim:: --skip model:: --skip chaos::
+stage 'cargo test' cargo test --locked --workspace -- --skip sim:: --skip model:: --skip chaos:: --skip hostile::weight::
 stage 'The simulator and the model' cargo test --locked --test quayside -- sim:: model::
+stage 'CPU between containers, and beside them' cargo test --locked --test quayside -- hostile::weight:: --test-threads=1
 stage 'Chaos, a short round for each backend' cargo test --locked --test quayside -- chaos::
 
 stage 'Browser and its packages (installed meanwhile)' join browser

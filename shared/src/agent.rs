@@ -65,11 +65,17 @@ pub struct Agent {
     pub timeout: Duration,
     /// Bytes of reply that are kept; the rest is drained and dropped, and the run says `truncated`.
     pub output_limit: u64,
+    /// Bytes that may be in `/workspace`. They count against the memory.
+    pub workspace: u64,
+    /// Bytes of the files in `/workspace` that are kept when a run has ended; 0 for none.
+    pub files: u64,
     /// Containers kept started, waiting on standard input: at least so many, 0 for never. Without a number, as many as the
     /// agent's traffic asks for.
     pub warm: Option<u32>,
     /// What a container serves.
     pub session: Session,
+    /// How long a kept container waits for the next message of its conversation.
+    pub idle: Duration,
 }
 
 /// What one container serves before it is removed.
@@ -100,8 +106,11 @@ impl Agent {
             network: Network::None,
             timeout: Duration::from_secs(120),
             output_limit: 1 << 20,
+            workspace: 64 << 20,
+            files: 16 << 20,
             warm: None,
             session: Session::Run,
+            idle: Duration::from_secs(600),
         }
     }
 }

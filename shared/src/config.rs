@@ -107,8 +107,26 @@ pub struct Worker {
     pub max_attempts: u32,
     /// Where a worker of its own serves `/livez`, `/readyz` and `/metrics`. Defaults to nowhere.
     pub probes: Option<SocketAddr>,
+    /// Memory that idle warm containers may hold in all; 0 turns them off. Defaults to a quarter of this machine's.
+    pub warm_memory: Option<HumanSize>,
+    /// Memory that frozen containers of kept sessions may hold in all. Defaults to a quarter of this machine's.
+    pub session_memory: Option<HumanSize>,
+    /// Whether every limit is tried in a real container before the first message is taken. Defaults to true.
+    pub prove_limits: bool,
+    /// What a version with known ways out of containers means. Defaults to `warn`.
+    pub known_escapes: KnownEscapes,
     /// The metadata key that turns `TRUE` when this machine is about to be taken away. Defaults to none: nobody asks.
     pub preemption_notice: Option<String>,
+}
+
+/// What a version with known ways out of containers means.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum KnownEscapes {
+    /// It is told.
+    Warn,
+    /// No agent runs on it.
+    Refuse,
 }
 
 /// `[runner]`
@@ -126,7 +144,7 @@ pub struct Runner {
     /// Without an engine: where images are unpacked, once for all workers of the machine. Defaults to
     /// `/var/lib/quayside/images`.
     pub images: PathBuf,
-    /// Docker: container uids are this plus the slot. Two workers on one machine need ranges that do not meet.
+    /// Container uids are this plus the place of each. Two workers on one machine need ranges that do not meet.
     /// Defaults to 100000.
     pub uid_base: u32,
 }
@@ -225,7 +243,11 @@ impl Default for Worker {
             drain: Duration::from_secs(25).into(),
             max_attempts: 3,
             probes: None,
+            warm_memory: None,
+            session_memory: None,
             preemption_notice: None,
+            prove_limits: true,
+            known_escapes: KnownEscapes::Warn,
         }
     }
 }
@@ -285,8 +307,11 @@ struct AgentFile {
     network: Option<Network>,
     timeout: Option<HumanDuration>,
     output_limit: Option<HumanSize>,
+    workspace: Option<HumanSize>,
+    files: Option<HumanSize>,
     warm: Option<u32>,
     session: Option<Session>,
+    idle: Option<HumanDuration>,
 }
 
 impl Config {
@@ -398,8 +423,11 @@ fn check_agents(files: BTreeMap<AgentName, AgentFile>, source: &source::Source) 
             output: file.output.unwrap_or(base.output),
             timeout: file.timeout.map_or(base.timeout, HumanDuration::get),
             output_limit: file.output_limit.map_or(base.output_limit, HumanSize::bytes),
+            workspace: file.workspace.map_or(base.workspace, HumanSize::bytes),
+            files: file.files.map_or(base.files, HumanSize::bytes),
             warm: file.warm.or(base.warm),
             session: file.session.unwrap_or(base.session),
+            idle: file.idle.map_or(base.idle, HumanDuration::get),
             name: name.clone(),
         };
         if agent.session == Session::Conversation && (agent.input != Input::Json || agent.output != Output::Events) {
@@ -407,6 +435,9 @@ fn check_agents(files: BTreeMap<AgentName, AgentFile>, source: &source::Source) 
                 &key("session"),
                 "a container that serves a conversation needs input = \"json\" and output = \"events\": a request is a line, and a result event ends its reply",
             ));
+        }
+        if agent.idle.is_zero() || agent.idle > Duration::from_secs(7 * 24 * 3600) {
+            return Err(source.error(&key("idle"), "must be more than 0 and at most 7days"));
         }
         if agent.memory < 6 << 20 {
             return Err(source.error(&key("memory"), "must be at least 6MiB, the least a container engine accepts"));
@@ -422,6 +453,12 @@ fn check_agents(files: BTreeMap<AgentName, AgentFile>, source: &source::Source) 
         }
         if agent.output_limit == 0 || agent.output_limit > 64 << 20 {
             return Err(source.error(&key("output_limit"), "must be between 1B and 64MiB"));
+        }
+        if !(1 << 20..=1 << 40).contains(&agent.workspace) {
+            return Err(source.error(&key("workspace"), "must be between 1MiB and 1TiB; it counts against the agent's memory"));
+        }
+        if agent.files > 64 << 20 {
+            return Err(source.error(&key("files"), "must be at most 64MiB; 0B keeps no files"));
         }
         if agent.env.iter().any(|(name, value)| name.is_empty() || name.contains(['=', '\0']) || value.contains('\0')) {
             return Err(source.error(&key("env"), "a name must not be empty or contain `=`, and neither may contain NUL"));

@@ -124,3 +124,14 @@ fn names_that_pubsub_would_refuse_are_refused_here() {
         assert!(text.contains(&format!("google.{key}")), "{text}");
     }
 }
+
+#[test]
+fn what_idles_has_its_bounds() {
+    let config = load("[worker]\nwarm_memory = \"0B\"\n[agents.python]\nwarm = 3\nsession = \"conversation\"\nidle = \"90s\"\n", &[]).unwrap();
+    assert_eq!((config.worker.warm_memory.map(HumanSize::bytes), config.worker.session_memory), (Some(0), None));
+    let python = &config.agents[&python()];
+    assert_eq!((python.warm, python.session, python.idle), (Some(3), Session::Conversation, Duration::from_secs(90)));
+    assert_eq!(load("", &[]).unwrap().agents[&self::python()].idle, Duration::from_secs(600));
+    let text = refusal("[agents.python]\nidle = \"0s\"\n", &[]);
+    assert!(text.contains("agents.python.idle") && text.contains("more than 0"), "{text}");
+}

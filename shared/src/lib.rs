@@ -14,6 +14,7 @@ pub mod ids;
 pub mod queue;
 pub mod retry;
 pub mod run;
+pub mod sandbox;
 pub mod shutdown;
 pub mod sqlite;
 pub mod state;

@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::clock::Timestamp;
 use crate::ids::{AgentName, ConversationId, RunId, UserId, WorkerId};
+use crate::sandbox::SandboxRecord;
 
 /// Where a run stands. The arrows between them are in [`crate::state`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -80,6 +81,8 @@ pub enum WaitingReason {
     Retrying,
     /// It is to start later.
     Scheduled,
+    /// The worker that looked at it cannot enforce what its agent is promised. It is looked at again.
+    SandboxNotEnforced,
 }
 
 /// What a waiting run tells its user.
@@ -192,7 +195,7 @@ impl AttemptOutcome {
 }
 
 /// One execution of a run.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Attempt {
     /// 1, 2, 3 …
@@ -207,6 +210,9 @@ pub struct Attempt {
     pub outcome: Option<AttemptOutcome>,
     /// Whether it used up an attempt; true until something says otherwise.
     pub counted: bool,
+    /// What its container was held in by, once it has ended with one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub sandbox: Option<SandboxRecord>,
 }
 
 /// What a run cost. A figure that could not be measured is absent, never invented.
@@ -315,6 +321,9 @@ pub struct Run {
     pub timeout_millis: u64,
     /// Dropped from the conversation's history by a later run with `rollback`.
     pub rolled_back: bool,
+    /// How many files came with the message.
+    #[serde(default)]
+    pub inputs: u32,
 }
 
 impl Run {

@@ -41,6 +41,7 @@ fn migrations() -> Migrations<'static> {
         M::up(include_str!("sqlite/0001_runs.sql")),
         M::up(include_str!("sqlite/0002_reply_bytes.sql")),
         M::up(include_str!("sqlite/0003_operations.sql")),
+        M::up(include_str!("sqlite/0004_files.sql")),
     ])
 }
 

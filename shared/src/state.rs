@@ -22,6 +22,7 @@ use crate::clock::Timestamp;
 use crate::ids::WorkerId;
 use crate::retry::RetryPolicy;
 use crate::run::{Attempt, AttemptOutcome, ErrorCode, LeaseRecord, Run, RunError, Status, StatusChange, Usage, WaitingReason};
+use crate::sandbox::SandboxRecord;
 
 /// Status changes kept for resumed streams. A run that is drained for ever must not grow without bound.
 const STATUS_LOG_MAX: usize = 128;
@@ -53,6 +54,11 @@ pub struct Finished {
     pub truncated: bool,
     /// What it cost.
     pub usage: Usage,
+    /// The reply is complete, and its container still runs. Of a run that is being cancelled this is no end: its container
+    /// must be gone first.
+    pub lives: bool,
+    /// What its container was held in by, when there was one.
+    pub sandbox: Option<SandboxRecord>,
 }
 
 impl Finished {
@@ -107,6 +113,7 @@ pub fn claim(run: &mut Run, worker: &WorkerId, lease: Duration, now: Timestamp) 
         ended_at: None,
         outcome: None,
         counted: true,
+        sandbox: None,
     });
     become_status(run, Status::InProgress, None)?;
     Ok(record)
@@ -121,6 +128,13 @@ pub fn wait(run: &mut Run, reason: WaitingReason) -> Result<(), Refused> {
         run.waiting_reason = Some(reason);
         log_status(run);
     }
+    Ok(())
+}
+
+/// A queued run is put off: no claim succeeds before `until`. Its user is told why.
+pub fn defer(run: &mut Run, reason: WaitingReason, until: Timestamp) -> Result<(), Refused> {
+    wait(run, reason)?;
+    run.not_before = Some(until);
     Ok(())
 }
 
@@ -153,11 +167,17 @@ pub fn finish(run: &mut Run, epoch: u64, finished: Finished, now: Timestamp) -> 
     held(run, epoch)?;
     let Some(status) = finished.status() else { return Err(Refused::Status(run.status)) };
     let cancelled = run.status == Status::Cancelling;
+    if cancelled && finished.lives {
+        return Err(Refused::Status(run.status));
+    }
     // Nobody asked for a cancellation, so nobody may report one.
     if status == Status::Cancelled && !cancelled {
         return Err(Refused::Status(run.status));
     }
     end_attempt(run, if cancelled { AttemptOutcome::Cancelled } else { finished.outcome }, now);
+    if let Some(attempt) = run.attempts.last_mut() {
+        attempt.sandbox = finished.sandbox;
+    }
     run.exit_code = finished.exit_code;
     run.truncated = finished.truncated;
     run.usage = Usage { queue_millis: run.usage.queue_millis, ..finished.usage };
@@ -198,6 +218,12 @@ pub fn expire(run: &mut Run, now: Timestamp) -> Result<(), Refused> {
         Some(by) if by <= now && run.status == Status::Queued && run.started_at.is_none() => end_run(run, Status::Expired, now),
         _ => Err(Refused::Status(run.status)),
     }
+}
+
+/// Whether the holder of `epoch` may write.
+#[must_use]
+pub fn holds(run: &Run, epoch: u64) -> bool {
+    run.lease.as_ref().is_some_and(|lease| lease.epoch == epoch)
 }
 
 fn held(run: &mut Run, epoch: u64) -> Result<&mut LeaseRecord, Refused> {

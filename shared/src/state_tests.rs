@@ -36,11 +36,12 @@ fn run() -> Run {
         start_by: Some(Timestamp::from_millis(600_000)),
         timeout_millis: 1000,
         rolled_back: false,
+        inputs: 0,
     }
 }
 
 fn finished(outcome: AttemptOutcome) -> Finished {
-    Finished { outcome, error: None, exit_code: None, truncated: false, usage: Usage::default() }
+    Finished { outcome, error: None, exit_code: None, truncated: false, usage: Usage::default(), lives: false, sandbox: None }
 }
 
 /// Everything that anybody may try, in any state, with any epoch.

@@ -7,11 +7,13 @@
 //! publish is lost, the sweeper repairs it.
 
 mod draft;
+pub mod files;
 pub mod firestore;
 pub(crate) mod hub;
 mod operations;
 pub mod sqlite;
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -24,6 +26,8 @@ use crate::ids::{AgentName, ConversationId, DeadLetterId, RunId, UserId, WorkerI
 use crate::retry::RetryPolicy;
 use crate::run::{AttemptOutcome, Run, RunEvent, Waiting, WaitingReason};
 use crate::state::Finished;
+
+use files::{Collected, FileList, FilePath, RunFile};
 
 pub use operations::{DeadLetter, DeadLetterReason, Stray, WorkerReport};
 
@@ -105,6 +109,9 @@ pub struct NewRun {
     pub queue_ttl: Option<Duration>,
     /// The client's own words.
     pub metadata: std::collections::BTreeMap<String, String>,
+    /// What shall be in its workspace before it starts, in the order of the paths: at most [`files::INPUTS_MAX`], and
+    /// [`files::INPUT_BYTES_MAX`] bytes.
+    pub files: Vec<RunFile>,
     /// The same key and body within 24 h is the same run.
     pub idempotency: Option<Idempotency>,
 }
@@ -344,6 +351,10 @@ pub trait Store: Send + Sync + 'static {
     /// Tries to take a run whose message arrived.
     async fn claim(&self, id: &RunId, worker: &WorkerId, lease: Duration) -> Result<Claim>;
 
+    /// Puts a queued run off: no claim of it succeeds for `delay`, then it is announced again. Its user is told `reason`. What
+    /// is not queued is left alone.
+    async fn defer(&self, id: &RunId, reason: WaitingReason, delay: Duration) -> Result<()>;
+
     /// Prolongs the lease by `lease` from now.
     async fn heartbeat(&self, lease: &Lease, duration: Duration) -> Result<Fenced<Standing>>;
 
@@ -352,7 +363,23 @@ pub trait Store: Send + Sync + 'static {
     async fn append(&self, lease: &Lease, offset: u64, text: &str) -> Result<Fenced<Standing>>;
 
     /// Records the end of the attempt and of the run. `text`, when given, replaces the reply as it was streamed.
+    ///
+    /// The end of a run that is being cancelled is refused as if the lease were lost while its container
+    /// [lives](Finished::lives): kill it, and ask again.
     async fn finish(&self, lease: &Lease, finished: Finished, text: Option<String>) -> Result<Fenced<Changed>>;
+
+    /// Keeps what this attempt left in its workspace, in place of what it kept before. It is seen when the run has ended by
+    /// [`Store::finish`] under the same lease, and never otherwise.
+    async fn put_files(&self, lease: &Lease, files: Arc<Collected>) -> Result<Fenced<()>>;
+
+    /// What the run left in its workspace; an empty list until it has ended. `None` when there is no such run.
+    async fn files(&self, id: &RunId) -> Result<Option<FileList>>;
+
+    /// One of them with its content. `None` when there is no such run, or no such file.
+    async fn file(&self, id: &RunId, path: &FilePath) -> Result<Option<RunFile>>;
+
+    /// The files that came with the run's message.
+    async fn inputs(&self, id: &RunId) -> Result<Vec<RunFile>>;
 
     /// Hands the run back: `outcome` is one that does not count. The reply so far is dropped; the next attempt begins
     /// it again.

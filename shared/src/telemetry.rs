@@ -50,6 +50,16 @@ pub mod names {
     pub const HTTP_SECONDS: &str = "quayside_http_request_seconds";
     /// Containers that the sweeper removed.
     pub const LEFTOVERS_REMOVED: &str = "quayside_leftovers_removed_total";
+    /// Containers that wait for a request, by `agent`.
+    pub const WARM_IDLE: &str = "quayside_warm_idle";
+    /// Runs that got a container that had waited, by `agent`.
+    pub const WARM_TAKEN: &str = "quayside_warm_taken_total";
+    /// Runs of agents with warm containers that found none, by `agent`.
+    pub const WARM_MISSED: &str = "quayside_warm_missed_total";
+    /// Containers that died while they waited, by `agent`.
+    pub const WARM_DIED: &str = "quayside_warm_died_total";
+    /// Containers of kept sessions that are frozen between two runs.
+    pub const SESSIONS_FROZEN: &str = "quayside_sessions_frozen";
     /// Messages that named no run of ours and went to the dead letters.
     pub const STRAY_MESSAGES: &str = "quayside_stray_messages_total";
 }
@@ -75,6 +85,11 @@ pub fn install_metrics() -> Result<MetricsHandle, metrics_exporter_prometheus::B
     metrics::describe_counter!(names::HTTP_REQUESTS, "Answered requests");
     metrics::describe_histogram!(names::HTTP_SECONDS, "Time to the response's head");
     metrics::describe_counter!(names::LEFTOVERS_REMOVED, "Containers that the sweeper removed");
+    metrics::describe_gauge!(names::WARM_IDLE, "Containers that wait for a request");
+    metrics::describe_counter!(names::WARM_TAKEN, "Runs that got a container that had waited");
+    metrics::describe_counter!(names::WARM_MISSED, "Runs of agents with warm containers that found none");
+    metrics::describe_counter!(names::WARM_DIED, "Containers that died while they waited");
+    metrics::describe_gauge!(names::SESSIONS_FROZEN, "Containers of kept sessions that are frozen between two runs");
     metrics::describe_counter!(names::STRAY_MESSAGES, "Messages that named no run of ours and went to the dead letters");
     Ok(handle)
 }

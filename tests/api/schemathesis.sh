@@ -27,6 +27,8 @@ default_agent = "quick"
 data_dir = "$folder/data"
 [worker]
 slots = 4
+warm_memory = "0B"
+prove_limits = false
 [limits]
 queued_per_user = 100000
 running_per_user = 1000

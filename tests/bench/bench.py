@@ -1,4 +1,4 @@
-"""Measures Quayside against the design it replaces and prints the table. `run.sh` prepares everything and calls this."""
+"""Measures Quayside against its peers and prints the table. `run.sh` prepares everything and calls this."""
 
 import argparse
 import contextlib
@@ -12,34 +12,55 @@ import subprocess
 import sys
 import tempfile
 import time
+from datetime import date
+from importlib import metadata
 from pathlib import Path
 
-from measures import MEASUREMENTS, Bench, Sizes
+import host
+from accept import acceptance
+from claims import claims
+from measures import Bench, Sizes
 from report import number, table
+from runs import paced, sustained
+from sessions import sessions
 from systems import BenchError, Engine
+from watching import events, idle
+
+# By the figures of quality.md that they give.
+MEASUREMENTS = {"S1": paced, "S2": sustained, "S4": sessions, "S5": acceptance, "S7": claims, "S8": idle, "S9": events}
+INCLUDED = {"S6": "S1", "S3": "S2"}
+RUNNERS = ("docker", "oci")
 
 
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
-        prog="run.sh", description="Measures Quayside against the design it replaces, alternating, on this machine.",
-        epilog="Exit codes: 0 every bar reached (or --quick), 1 a bar missed, 2 nothing measured. QUAYSIDE_BIN names "
-               "another binary than target/release/quayside.")
+        prog="run.sh", description="Measures Quayside against its peers, alternating, on this machine.",
+        epilog="Exit codes: 0 every bar reached (or --quick), 1 a bar missed, 2 nothing measured. QUAYSIDE_BIN and "
+               "QUAYSIDE_CLAIMS_BIN name other programs than the release build's.")
     parser.add_argument("--quick", action="store_true", help="small counts: shows that it works, the figures mean nothing")
     parser.add_argument("--only", metavar="NAMES", type=names, default=list(MEASUREMENTS),
-                        help=f"only these, with commas between: {', '.join(MEASUREMENTS)}")
-    parser.add_argument("--rounds", metavar="N", type=positive, help="alternations of peer and Quayside (default 5)")
+                        help=f"only these, with commas between: {', '.join(MEASUREMENTS)} (S3 comes with S2, S6 with S1)")
+    parser.add_argument("--runner", metavar="NAMES", type=runners, help=f"{' or '.join(RUNNERS)}, or both with a comma (default: what starts here)")
+    parser.add_argument("--rounds", metavar="N", type=positive, help="alternations of peers and Quayside (default 5)")
     parser.add_argument("--json", metavar="FILE", type=Path, help="also write everything that was measured to FILE")
     # run.sh fills these in; --check lets it turn a wrong argument down before it installs and builds anything.
     parser.add_argument("--check", action="store_true", help=argparse.SUPPRESS)
-    parser.add_argument("--binary", help=argparse.SUPPRESS)
-    parser.add_argument("--image", help=argparse.SUPPRESS)
+    for name in ("binary", "claims", "image", "modules"):
+        parser.add_argument(f"--{name}", help=argparse.SUPPRESS)
     return parser.parse_args()
 
 
 def names(text: str) -> list[str]:
-    chosen = text.split(",")
+    chosen = dict.fromkeys(INCLUDED.get(name, name) for name in text.split(","))
     if unknown := [name for name in chosen if name not in MEASUREMENTS]:
         raise argparse.ArgumentTypeError(f"no measurement is called {', '.join(unknown)}; there are {', '.join(MEASUREMENTS)}")
+    return list(chosen)
+
+
+def runners(text: str) -> list[str]:
+    chosen = list(dict.fromkeys(text.split(",")))
+    if unknown := [name for name in chosen if name not in RUNNERS]:
+        raise argparse.ArgumentTypeError(f"no runner is called {', '.join(unknown)}; there are {', '.join(RUNNERS)}")
     return chosen
 
 
@@ -74,32 +95,76 @@ def syncs_a_second(folder: Path) -> float:
         return 200 / (time.perf_counter() - started)
 
 
-def machine(engine: Engine, binary: str, folder: Path) -> dict:
-    version = engine.call("GET", "/version")
-    models = [line.split(":")[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in line]
-    quayside = subprocess.run([binary, "--version"], capture_output=True, text=True)
+def first_line(*argv: str) -> str:
+    """What a program says about its version; a dash where it is not there."""
+    try:
+        done = subprocess.run(argv, capture_output=True, text=True)
+    except OSError:
+        return "-"
+    return ((done.stdout or done.stderr).splitlines() or ["-"])[0].strip()
+
+
+def versions(engine: Engine, modules: str) -> dict[str, str]:
+    """Of everything that takes part in a figure."""
+    docker = engine.call("GET", "/version")
+    components = {one["Name"].lower(): one["Version"] for one in docker.get("Components", [])}
+    packages = {name: json.loads((Path(modules) / name / "package.json").read_text())["version"] for name in ("bullmq", "dockerode")}
+    python = {name: metadata.version(name) for name in ("fastapi", "uvicorn", "uvloop", "celery", "docker", "redis")}
     return {
-        "cpus": os.cpu_count(), "cpu": models[0] if models else platform.machine(), "kernel": platform.release(),
-        "engine": version["Version"], "quayside": quayside.stdout.strip(), "binary": binary,
-        "loadAverage": os.getloadavg()[0], "fsyncsPerSecond": syncs_a_second(folder),
+        "Docker": docker["Version"], "containerd": components.get("containerd", "-"), "runc": components.get("runc", "-"),
+        "crun": first_line("crun", "--version").removeprefix("crun version "), "bubblewrap": first_line("bwrap", "--version").removeprefix("bubblewrap "),
+        "Redis": first_line("redis-server", "--version").partition("v=")[2].partition(" ")[0], "Node": first_line("node", "--version"),
+        "Python of the peers": platform.python_version(), **python, **packages, "wrk": first_line("wrk", "--version").removeprefix("wrk ").partition(" [")[0],
     }
+
+
+def machine(bench: Bench) -> dict:
+    models = [line.split(":")[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in line]
+    memory = int(Path("/proc/meminfo").read_text().split()[1]) // 1024 / 1024
+    return {
+        "date": date.today().isoformat(), "cpus": os.cpu_count(), "cpu": models[0] if models else platform.machine(), "memoryGiB": round(memory, 1),
+        "kernel": platform.release(), "cgroups": "v2" if Path("/sys/fs/cgroup/cgroup.controllers").exists() else "v1 or hybrid",
+        "cpuTime": host.cpu_source(), "fsyncsPerSecond": syncs_a_second(bench.work_dir), "loadAverage": os.getloadavg()[0],
+        "quayside": first_line(bench.binary, "--version"), "versions": versions(bench.engine, bench.modules), "runners": {},
+    }
+
+
+def usable_runners(bench: Bench, wanted: list[str] | None) -> dict[str, str]:
+    """The runners that start here with what they say about themselves. One that was asked for and does not start is an error."""
+    found = {}
+    for runner in wanted or RUNNERS:
+        try:
+            server = bench.quayside(runner, bench.agent())
+        except BenchError as error:
+            if wanted:
+                raise
+            say(f"without the runner {runner}: {str(error).splitlines()[-1]}")
+            continue
+        found[runner] = next((record["engine"] for record in server.records() if "engine" in record), "-")
+        bench.stop(server)
+    if not found:
+        raise BenchError("no runner starts on this machine; `quayside doctor` says what to do")
+    return found
 
 
 def measure(options: argparse.Namespace, rows: list) -> dict:
     mark = f"quayside-bench-{secrets.token_hex(4)}"
     engine = Engine(mark)
-    sizes = Sizes.quick() if options.quick else Sizes()
-    sizes.rounds = options.rounds or sizes.rounds
     folder = data_folder()
-    bench = Bench(options.binary, options.image, mark, folder, engine, sizes, [], say)
+    bench = Bench(options.binary, options.image, options.modules, options.claims, mark, folder, engine, sizes_of(options), [], say)
     try:
-        about = machine(engine, options.binary, folder)
-        say(f"{about['cpus']} x {about['cpu']}, kernel {about['kernel']}, Docker {about['engine']}, {about['quayside']}, "
+        about = machine(bench)
+        say(f"{about['cpus']} x {about['cpu']}, kernel {about['kernel']}, {about['quayside']}, "
             f"{number(about['fsyncsPerSecond'])} fsyncs/s, load average {about['loadAverage']:.2f}")
         if about["loadAverage"] > 0.25 * about["cpus"]:
             say("warning: this machine has other work to do; read the ratios with care and the figures not at all")
+        about["runners"] = usable_runners(bench, options.runner)
+        bench.runners = list(about["runners"])
+        for runner, engine_is in about["runners"].items():
+            say(f"runner {runner}: {engine_is}")
         for name in options.only:
             rows += MEASUREMENTS[name](bench)
+        rows.sort(key=lambda row: row.item)
         return about
     finally:
         # Nothing may stop the tidying up, a second Ctrl-C least of all.
@@ -121,7 +186,7 @@ def main() -> int:
     options = arguments()
     if options.check:
         return 0
-    if not (options.binary and options.image):
+    if not (options.binary and options.claims and options.image and options.modules):
         print("error: start tests/bench/run.sh instead: it prepares what this needs", file=sys.stderr)
         return 2
     for one in (signal.SIGINT, signal.SIGTERM):
@@ -141,12 +206,18 @@ def main() -> int:
     if options.quick:
         print("Smoke test (--quick): too few runs for a verdict.")
     if options.json:
-        options.json.write_text(json.dumps({"machine": about, "quick": options.quick, "rows": [row.to_json() for row in rows]},
-                                           indent=1) + "\n")
-    missed = [row.what for row in rows if row.passed is False]
+        text = json.dumps({"machine": about, "quick": options.quick, "sizes": vars(sizes_of(options)), "rows": [row.to_json() for row in rows]})
+        options.json.write_text(text + "\n")
+    missed = [f"{row.item} {row.what} ({row.ours_name})" for row in rows if row.passed is False]
     if missed:
         print(f"Bars missed: {'; '.join(missed)}")
     return 1 if missed and not options.quick else 0
+
+
+def sizes_of(options: argparse.Namespace) -> Sizes:
+    sizes = Sizes.quick() if options.quick else Sizes()
+    sizes.rounds = options.rounds or sizes.rounds
+    return sizes
 
 
 if __name__ == "__main__":

@@ -12,7 +12,6 @@ import time
 import urllib.parse
 from pathlib import Path
 
-PEERS = Path(__file__).parent / "peers"
 START_SECONDS = 60
 STOP_SECONDS = 40
 
@@ -79,40 +78,15 @@ def accepts(port: int) -> bool:
         return False
 
 
-class Peer:
-    """A FastAPI program of `peers/` under uvicorn, one process without an access log: as `pip install fastapi uvicorn` leaves
-    it, or `tuned` with the event loop and the parser written in C (`uvicorn[standard]`)."""
-
-    def __init__(self, program: str, label: str, work_dir: Path, environment: dict[str, str], tuned: bool):
-        self.label = label
-        loop, parser = ("uvloop", "httptools") if tuned else ("asyncio", "h11")
-        self.address = ("127.0.0.1", free_port())
-        self.process = Process(
-            f"{program}-{loop}",
-            [sys.executable, "-m", "uvicorn", f"{program}:app", "--app-dir", str(PEERS), "--host", "127.0.0.1",
-             "--port", str(self.address[1]), "--loop", loop, "--http", parser, "--no-access-log",
-             "--log-level", "warning"],
-            work_dir, environment | {"PYTHONDONTWRITEBYTECODE": "1"},
-        )
-        try:
-            self.process.wait_until(lambda: accepts(self.address[1]))
-        except BaseException:
-            self.process.stop()
-            raise
-
-    def stop(self):
-        self.process.stop()
-
-
 class Redis:
     """A Redis of our own on a free port, as a queue is usually run: append-only file, fsync every second."""
 
     def __init__(self, work_dir: Path):
         self.port = free_port()
-        data = work_dir / "redis"
+        data = work_dir / f"redis-{self.port}"
         data.mkdir()
         self.process = Process(
-            "redis",
+            f"redis-{self.port}",
             ["redis-server", "--bind", "127.0.0.1", "--port", str(self.port), "--dir", str(data), "--appendonly", "yes",
              "--appendfsync", "everysec", "--save", ""],
             work_dir,
@@ -139,9 +113,8 @@ class Redis:
 class Quayside:
     """`quayside up` with a configuration and a data directory of its own."""
 
-    label = "Quayside"
-
-    def __init__(self, binary: str, work_dir: Path, name: str, configuration: str):
+    def __init__(self, binary: str, work_dir: Path, name: str, configuration: str, label: str = "Quayside"):
+        self.label = label
         self.data = work_dir / name / "data"
         self.data.mkdir(parents=True)
         config = work_dir / name / "quayside.toml"
@@ -157,14 +130,17 @@ class Quayside:
 
     def url(self) -> str | None:
         """The bound address: away from a terminal it stands in a line of JSON that has a field `url`."""
+        return next((record["url"] for record in self.records() if "url" in record), None)
+
+    def records(self):
+        """What it has logged so far: a JSON object a line."""
         for line in self.process.log.read_text(errors="replace").splitlines():
             try:
                 record = json.loads(line)
             except ValueError:
                 continue
-            if isinstance(record, dict) and "url" in record:
-                return record["url"]
-        return None
+            if isinstance(record, dict):
+                yield record.get("fields", {}) | record
 
     def ready(self) -> bool:
         connection = http.client.HTTPConnection(*self.address, timeout=10)
@@ -207,13 +183,13 @@ class Engine:
             raise BenchError(f"DOCKER_HOST is {self.host}: the benchmark wants the engine of this machine (unix://...)")
         self.mark = mark
 
-    def call(self, method: str, path: str):
+    def call(self, method: str, path: str, body: dict | None = None):
         connection = http.client.HTTPConnection("localhost", timeout=60)
         connection.sock = socket.socket(socket.AF_UNIX)
         try:
             connection.sock.settimeout(60)
             connection.sock.connect(self.host.removeprefix("unix://"))
-            connection.request(method, path)
+            connection.request(method, path, json.dumps(body) if body else None, {"Content-Type": "application/json"} if body else {})
             answer = connection.getresponse()
             body = answer.read()
         except OSError as error:

@@ -230,7 +230,7 @@ test("no file of the page can turn text into markup or reach another host", asyn
 
 test("every status and every error code has words in both languages", () => {
   const codes = ["exit_nonzero", "oom", "output_invalid", "image_unavailable", "sandbox_error", "attempts_exhausted", "poison"];
-  const reasons = ["conversation_busy", "user_quota", "no_capacity", "retrying", "scheduled"];
+  const reasons = ["conversation_busy", "user_quota", "no_capacity", "retrying", "scheduled", "sandbox_not_enforced"];
   const statuses = ["queued", "in_progress", "streaming", "cancelling", "completed", "failed", "timed_out", "cancelled", "expired"];
   for (const words of Object.values(dictionaries)) {
     for (const code of [...codes, "timed_out", "expired", "other"]) assert.ok(words[`error.${code}`], code);

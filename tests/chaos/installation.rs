@@ -79,7 +79,10 @@ impl Installation {
             }
         };
         let Settings { lease, heartbeat, slots, running_per_user, max_attempts, .. } = settings;
-        let worker = format!("slots = {slots}\nlease = \"{lease}\"\nheartbeat = \"{heartbeat}\"\ndrain = \"20s\"\nmax_attempts = {max_attempts}");
+        // Its witness knows containers by their runs, so each is made for one.
+        let worker = format!(
+            "slots = {slots}\nlease = \"{lease}\"\nheartbeat = \"{heartbeat}\"\ndrain = \"20s\"\nmax_attempts = {max_attempts}\nwarm_memory = \"0B\"\nprove_limits = false"
+        );
         let runner = format!("docker_host = \"{}\"", stage.docker_host());
         let limits = format!("running_per_user = {running_per_user}\nqueued_per_user = 5000");
         let config = folder.join("quayside.toml");

@@ -5,11 +5,14 @@
 mod cut_off;
 mod docker;
 mod fake_engine;
+mod living;
 mod oci;
 mod oci_only;
+mod proof;
 mod scripted;
 mod stopped;
 mod suite;
+mod workspaces;
 
 use std::time::Duration;
 
@@ -36,6 +39,10 @@ pub enum Behaviour {
     CloseThenSleep(Duration),
     /// Writes `ready`, sleeps, writes `late`.
     SleepInBetween(Duration),
+    /// Writes each line back as it comes.
+    EchoLines,
+    /// Writes again and again, with this pause.
+    Ticks(Duration),
     /// Ends without having read anything.
     NeverReads,
     /// Writes bytes that are no UTF-8: `ok`, FF, FE, C3, 28, end of line.
@@ -171,6 +178,13 @@ macro_rules! conformance {
             a_sweep_leaves_what_lives
             the_same_run_can_be_launched_again
             neighbours_do_not_mix
+            a_container_can_wait_for_its_request
+            an_end_before_the_request_is_noticed
+            a_session_answers_request_after_request
+            a_session_and_one_request_do_not_mix
+            a_frozen_container_is_silent_and_goes_on
+            a_frozen_container_is_spoken_to
+            a_frozen_container_can_be_killed
             the_runner_says_what_it_is
         }
     };

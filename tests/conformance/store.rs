@@ -2,9 +2,11 @@
 
 mod accept;
 mod ends;
+mod files;
 mod leases;
 mod lists;
 mod operations;
+mod sandbox;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -135,6 +137,7 @@ pub(crate) fn new_run(user_name: &str, conversation: &str) -> NewRun {
         timeout: Duration::from_secs(10),
         queue_ttl: None,
         metadata: BTreeMap::new(),
+        files: Vec::new(),
         idempotency: None,
     }
 }
@@ -171,7 +174,7 @@ pub(crate) async fn append(store: &dyn Store, lease: &Lease, text: &str) -> Fenc
 }
 
 pub(crate) fn ended(outcome: AttemptOutcome) -> Finished {
-    Finished { outcome, error: None, exit_code: Some(0), truncated: false, usage: Usage::default() }
+    Finished { outcome, error: None, exit_code: Some(0), truncated: false, usage: Usage::default(), lives: false, sandbox: None }
 }
 
 pub(crate) async fn finish(store: &dyn Store, lease: &Lease) -> Changed {
@@ -212,12 +215,21 @@ macro_rules! store_suite {
                 events_resume_after_any_number,
                 a_stated_reply_replaces_the_streamed_one,
                 a_run_ends_once,
+                a_run_is_not_cancelled_beside_its_container,
                 cancelling_a_queued_run_is_immediate,
                 cancelling_a_running_run_waits_for_its_worker,
                 a_result_that_came_first_stands,
                 watchers_hear_of_every_change,
                 a_run_that_waits_too_long_expires,
                 finished_runs_are_removed_after_their_time,
+            );
+            store_suite!(@tests $fixture; files:
+                files_read_back_as_they_were_left,
+                files_are_put_again_as_a_whole,
+                files_of_a_lost_attempt_are_never_shown,
+                a_failed_run_keeps_its_files,
+                inputs_come_with_their_run,
+                files_go_with_their_run,
             );
             store_suite!(@tests $fixture; lists:
                 history_is_what_was_said_before,
@@ -228,6 +240,11 @@ macro_rules! store_suite {
                 a_deleted_conversation_is_gone_at_once,
                 a_cursor_of_another_hand_is_refused,
                 depth_counts_what_waits_and_what_runs,
+            );
+            store_suite!(@tests $fixture; sandbox:
+                a_run_that_is_put_off_waits_and_is_announced_again,
+                only_what_is_queued_is_put_off,
+                what_held_an_attempt_in_is_kept,
             );
             store_suite!(@tests $fixture; operations:
                 a_run_that_was_given_up_is_a_dead_letter,

@@ -7,6 +7,7 @@ use std::sync::OnceLock;
 use serde_json::Value;
 
 use super::header::Header;
+use super::host::Follower;
 use crate::support::eventually;
 use crate::support::server::{Backend, Options, Server, containers};
 
@@ -58,7 +59,7 @@ pub async fn server(extra: String) -> Server {
 /// Runs one program and compares the run with its header. Afterwards nothing of it is left on the host.
 pub async fn verdict(file: &str, settings: &str) -> Seen {
     let server = server(agent(file, "", settings)).await;
-    let before = memory(&server, "VmRSS");
+    let (before, follower) = (memory(&server, "VmRSS"), Follower::of(&server));
     let user = server.user("mallory");
     let id = user.say(file.split('.').next().unwrap_or(file), "hello").await;
     let run = user.finished(&id).await;
@@ -66,6 +67,7 @@ pub async fn verdict(file: &str, settings: &str) -> Seen {
         panic!("{file}: {objection}: {run:#}");
     }
     nothing_is_left(&server, &id).await;
+    follower.sees_no_trace().await;
     let grown = memory(&server, "VmHWM").saturating_sub(before);
     Seen { run, server_growth: grown }
 }
@@ -93,7 +95,7 @@ pub const fn memory_limit() -> u64 {
 pub async fn nothing_is_left(server: &Server, run_id: &str) {
     let instances = server.instances();
     eventually("the removal of the container", || async { (!containers::has_one_for(run_id, &instances)).then_some(()) }).await;
-    eventually("an empty host", || async { server.containers().is_empty().then_some(()) }).await;
+    eventually("an empty host", || async { (server.containers().is_empty() && server.workspaces().is_empty()).then_some(()) }).await;
 }
 
 /// A figure of the server process from `/proc`, in bytes.

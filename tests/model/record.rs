@@ -71,7 +71,7 @@ impl Record {
 
     pub(super) fn finish(&self, epoch: u64, outcome: AttemptOutcome) -> Option<Self> {
         let error = (outcome == AttemptOutcome::ExitNonzero).then(|| RunError::new(ErrorCode::ExitNonzero, ""));
-        let finished = Finished { outcome, error, exit_code: None, truncated: false, usage: Usage::default() };
+        let finished = Finished { outcome, error, exit_code: None, truncated: false, usage: Usage::default(), lives: false, sandbox: None };
         self.change(|run| state::finish(run, epoch, finished, NOW))
     }
 
@@ -132,7 +132,7 @@ impl Record {
 }
 
 fn attempt(number: u32, outcome: Option<AttemptOutcome>, counted: bool) -> Attempt {
-    Attempt { number, worker: worker().clone(), started_at: NOW, ended_at: outcome.map(|_| NOW), outcome, counted }
+    Attempt { number, worker: worker().clone(), started_at: NOW, ended_at: outcome.map(|_| NOW), outcome, counted, sandbox: None }
 }
 
 /// Decisions ask for the epoch and never for the name, so one name does for all.
@@ -171,5 +171,6 @@ fn blank() -> &'static Run {
         start_by: None,
         timeout_millis: 1000,
         rolled_back: false,
+        inputs: 0,
     })
 }

@@ -56,6 +56,8 @@ const WEAKER = {
   "owners add deltas": [PIECE, `${PIECE}\n        allow create: if ofOwnRun();`, "nobody creates"],
   "owners change deltas": [PIECE, `${PIECE}\n        allow update: if ofOwnRun();`, "nobody changes"],
   "lines are open": ["match /batches", "match /lines/{line} {\n      allow read: if owns(resource.data);\n    }\n\n    match /batches", "the store's own documents are not even their user's"],
+  "files are open to their owner": ["match /deltas/{delta}", "match /files/{list} {\n        allow read: if ofOwnRun();\n      }\n\n      match /deltas/{delta}", "the store's own documents are not even their user's"],
+  "what is in files is open to their owner": ["match /deltas/{delta}", "match /fileParts/{part} {\n        allow read: if ofOwnRun();\n      }\n\n      match /deltas/{delta}", "the store's own documents are not even their user's"],
   "every document with an owner is open": ["match /batches", "match /{path=**} {\n      allow read: if owns(resource.data);\n    }\n\n    match /batches", "the store's own documents are not even their user's"],
 };
 

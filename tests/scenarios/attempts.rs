@@ -17,6 +17,8 @@ use quayside_shared::store::{MultitaskStrategy, NewRun, Store};
 use quayside_worker::attempt::Attempts;
 use quayside_worker::consumer::consume;
 use quayside_worker::lease::LeaseTimes;
+use quayside_worker::pool::{Pool, PoolOptions};
+use quayside_worker::proof::gate::Gate;
 use quayside_worker::runner::Runner;
 use quayside_worker::runner::scripted::ScriptedRunner;
 use quayside_worker::slots::{LiveContainers, Slots};
@@ -47,6 +49,16 @@ impl Worker {
 
     /// On a runner made from a scripted one.
     pub(super) async fn start_on(agents: Vec<Agent>, times: LeaseTimes, runner_of: impl FnOnce(Arc<ScriptedRunner>) -> Arc<dyn Runner>) -> Self {
+        Self::start_pooled(agents, times, PoolOptions::off(), runner_of).await
+    }
+
+    /// With a pool and kept sessions.
+    pub(super) async fn start_pooled(
+        agents: Vec<Agent>,
+        times: LeaseTimes,
+        options: PoolOptions,
+        runner_of: impl FnOnce(Arc<ScriptedRunner>) -> Arc<dyn Runner>,
+    ) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let database = Database::open(folder.path()).unwrap();
         let store = Arc::new(SqliteStore::open(database.clone(), Arc::new(SystemClock), StoreOptions::default()).await.unwrap());
@@ -56,9 +68,11 @@ impl Worker {
         let (drain, live) = (CancellationToken::new(), LiveContainers::default());
         let retry_later = Arc::new(tokio::sync::Notify::new());
         let attempts = Attempts {
+            pool: Pool::new(runner.clone(), live.clone(), &agents, options),
             store: store.clone(),
             queue: queue.clone(),
             runner: runner.clone(),
+            gate: Arc::new(Gate::trusting(runner.clone())),
             agents: agents.into_iter().map(|agent| (agent.name.clone(), agent)).collect(),
             worker: WorkerId::random(),
             times,
@@ -91,6 +105,7 @@ impl Worker {
             timeout: Duration::from_secs(60),
             queue_ttl: None,
             metadata: BTreeMap::new(),
+            files: Vec::new(),
             idempotency: None,
         };
         let submitted = self.store.submit(new).await.unwrap();

@@ -40,6 +40,19 @@ async fn submit_prints_the_reply_and_follows_the_run() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn submit_sends_files() {
+    let server = Server::start(Backend::Embedded).await;
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("in.txt");
+    std::fs::write(&file, "from here").unwrap();
+    let file = file.to_str().unwrap();
+    let output = submit(&server, &["--agent", "sh", "--file", file, "--file", &format!("{file}=deep/too.txt"), "cat in.txt deep/too.txt"]).await;
+    assert_eq!((output.status.code(), String::from_utf8_lossy(&output.stdout).as_ref()), (Some(0), "from herefrom here"), "{}", words(&output));
+    let output = submit(&server, &["--file", "/no/such/file", "x"]).await;
+    assert!(output.status.code() == Some(1) && words(&output).contains("/no/such/file"), "{}", words(&output));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn submit_reads_standard_input() {
     let server = Server::start(Backend::Embedded).await;
     let url = server.url.clone();

@@ -2,21 +2,21 @@
 
 use serde_json::{Value, json};
 
-use crate::support::server::{Backend, Options, Server};
+use crate::support::server::{Backend, Options, Server, id};
 use crate::support::{emulators, eventually};
 
-/// Everything that the store still holds of runs, replies and conversations, counted by table or collection.
+/// Everything that the store still holds of runs, replies, files and conversations, counted by table or collection.
 async fn held(on: Backend, server: &Server, project: &str) -> Vec<(&'static str, usize)> {
     match on {
         Backend::Embedded => {
             let flags = rusqlite::OpenFlags::SQLITE_OPEN_READ_ONLY;
             let file = rusqlite::Connection::open_with_flags(server.data_dir().join("quayside.db"), flags).unwrap();
             let count = |table| file.query_row(&format!("SELECT count(*) FROM {table}"), [], |row| row.get(0)).unwrap();
-            ["runs", "deltas", "conversations"].map(|table| (table, count(table))).to_vec()
+            ["runs", "deltas", "conversations", "file_lists", "file_parts"].map(|table| (table, count(table))).to_vec()
         }
         Backend::Google => {
             let mut held = Vec::new();
-            for collection in ["runs", "deltas", "final", "conversations", "trash"] {
+            for collection in ["runs", "deltas", "final", "files", "fileParts", "conversations", "trash"] {
                 let host = emulators::firestore().await.host();
                 let url = format!("http://{host}/v1/projects/{project}/databases/(default)/documents:runQuery");
                 let query = json!({"structuredQuery": {"from": [{"collectionId": collection, "allDescendants": true}]}});
@@ -48,8 +48,13 @@ async fn a_deleted_conversation_leaves_nothing(on: Backend) {
     let extra = "[agents.stating]\nimage = \"quayside/agent-python\"\ncommand = [\"sh\", \"-s\"]\ninput = \"text\"\noutput = \"events\"\n".to_owned();
     let (server, project) = start(on, Options { extra, ..Options::default() }).await;
     let user = server.user("u");
-    let done = user.say_in("c", "sh", "for word in 1 2 3; do echo $word; sleep 1; done").await;
+    let body = json!({"agent": "sh", "conversationId": "c", "message": "for word in 1 2 3; do echo $word; sleep 1; done; echo left > left",
+        "files": [{"path": "came", "content": "YQ=="}]});
+    let done = id(&user.submit(body).await);
     user.finished(&done).await;
+    let of_files = |held: Vec<(&'static str, usize)>| held.into_iter().filter(|(what, _)| what.starts_with("file")).map(|(_, count)| count).collect();
+    let counts: Vec<usize> = of_files(held(on, &server, &project).await);
+    assert_eq!(counts, [2, 2], "a list and a part of what came, and of what was left");
     // A stated reply that differs from the streamed one and is long: on Google it has a place of its own.
     let stated = user.say_in(
         "c",

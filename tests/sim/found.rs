@@ -18,9 +18,11 @@ use quayside_shared::store::sqlite::SqliteStore;
 use quayside_shared::store::{MultitaskStrategy, NewRun, Store, StoreOptions};
 use quayside_worker::attempt::{Attempts, Delivered};
 use quayside_worker::lease::LeaseTimes;
+use quayside_worker::pool::{Pool, PoolOptions};
+use quayside_worker::proof::gate::Gate;
 use quayside_worker::runner::scripted::ScriptedRunner;
 use quayside_worker::runner::{ContainerKey, EngineInfo, Exit, Fault, FaultKind, LaunchSpec, OutputChunk, Runner, Sandbox};
-use quayside_worker::slots::{LiveContainers, Slots};
+use quayside_worker::slots::LiveContainers;
 use tokio_util::sync::CancellationToken;
 
 /// An engine that does what it is asked and says that it did not, or does not do it.
@@ -119,18 +121,22 @@ impl Stage {
             timeout: agent.timeout,
             queue_ttl: None,
             metadata: BTreeMap::new(),
+            files: Vec::new(),
             idempotency: None,
         };
         let id = store.submit(new).await.unwrap().run.id;
         queue.publish(&[Message::new(id.clone())]).await.unwrap();
+        let live = LiveContainers::default();
         let attempts = Attempts {
+            pool: Pool::new(runner.clone(), live.clone(), [&agent], PoolOptions::off()),
             store,
             queue,
             runner: runner.clone(),
+            gate: Arc::new(Gate::trusting(runner.clone())),
             agents: BTreeMap::from([(agent.name.clone(), agent)]),
             worker: WorkerId::random(),
             times: LeaseTimes { duration: Duration::from_secs(6), heartbeat: Duration::from_secs(2) },
-            live: LiveContainers::default(),
+            live,
             hand_back: CancellationToken::new(),
             preempted: CancellationToken::new(),
             retry_later: Arc::default(),
@@ -140,9 +146,8 @@ impl Stage {
 
     /// Plays the attempt to its end, which must come.
     async fn deliver(&self) -> Delivered {
-        let slot = Slots::new(1).take().await.unwrap();
         let delivery = self.attempts.queue.receive().await.unwrap();
-        tokio::time::timeout(Duration::from_secs(60), self.attempts.deliver(delivery, &slot)).await.expect("the attempt comes to its end")
+        tokio::time::timeout(Duration::from_secs(60), self.attempts.deliver(delivery)).await.expect("the attempt comes to its end")
     }
 
     async fn run(&self) -> Run {

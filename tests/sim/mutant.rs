@@ -7,8 +7,9 @@ use async_trait::async_trait;
 use quayside_shared::clock::Timestamp;
 use quayside_shared::error::Result;
 use quayside_shared::ids::{ConversationId, DeadLetterId, RunId, UserId, WorkerId};
-use quayside_shared::run::{AttemptOutcome, Run, Status, Usage, Waiting};
+use quayside_shared::run::{AttemptOutcome, Run, Status, Usage, Waiting, WaitingReason};
 use quayside_shared::state::Finished;
+use quayside_shared::store::files::{Collected, FileList, FilePath, RunFile};
 use quayside_shared::store::{
     BadCursor, Changed, Claim, Conversation, DeadLetter, Depth, Events, Fenced, Lease, NewRun, Page, Standing, Store, Stray, SubmitError, Submitted,
     Sweep, Turn, Watch, WorkerReport,
@@ -160,6 +161,7 @@ fn promised(new: &NewRun, now: quayside_shared::clock::Timestamp) -> Run {
         start_by: None,
         timeout_millis: 1_000,
         rolled_back: false,
+        inputs: 0,
     }
 }
 
@@ -217,6 +219,10 @@ impl Store for Mutated {
         Ok(claim)
     }
 
+    async fn defer(&self, id: &RunId, reason: WaitingReason, delay: Duration) -> Result<()> {
+        self.inner.defer(id, reason, delay).await
+    }
+
     async fn heartbeat(&self, lease: &Lease, duration: Duration) -> Result<Fenced<Standing>> {
         self.inner.heartbeat(&self.lease(lease).await?, duration).await
     }
@@ -236,6 +242,22 @@ impl Store for Mutated {
             self.life.awake().await;
         }
         self.inner.finish(&self.lease(lease).await?, finished, text).await
+    }
+
+    async fn put_files(&self, lease: &Lease, files: Arc<Collected>) -> Result<Fenced<()>> {
+        self.inner.put_files(&self.lease(lease).await?, files).await
+    }
+
+    async fn files(&self, id: &RunId) -> Result<Option<FileList>> {
+        self.inner.files(id).await
+    }
+
+    async fn file(&self, id: &RunId, path: &FilePath) -> Result<Option<RunFile>> {
+        self.inner.file(id, path).await
+    }
+
+    async fn inputs(&self, id: &RunId) -> Result<Vec<RunFile>> {
+        self.inner.inputs(id).await
     }
 
     async fn release(&self, lease: &Lease, outcome: AttemptOutcome) -> Result<Fenced<Changed>> {

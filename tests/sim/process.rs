@@ -16,6 +16,8 @@ use quayside_shared::store::{Store, StoreOptions};
 use quayside_worker::attempt::Attempts;
 use quayside_worker::consumer::consume;
 use quayside_worker::lease::LeaseTimes;
+use quayside_worker::pool::{Pool, PoolOptions};
+use quayside_worker::proof::gate::Gate;
 use quayside_worker::runner::Runner;
 use quayside_worker::slots::{LiveContainers, Slots};
 use quayside_worker::sweeper::Sweeper;
@@ -323,8 +325,10 @@ async fn work(life: Arc<Life>, store: Arc<dyn Store>, queue: Arc<dyn Queue>, run
     // The sweeper tries again.
     let _ = sweeper.remove_leftovers().await;
     let attempts = Attempts {
+        pool: Pool::new(Arc::clone(&runner), live.clone(), config.agents.values(), PoolOptions::off()),
         store,
         queue,
+        gate: Arc::new(Gate::trusting(Arc::clone(&runner))),
         runner,
         agents: config.agents.clone(),
         worker: WorkerId::random(),

@@ -7,8 +7,9 @@ use async_trait::async_trait;
 use quayside_shared::clock::Timestamp;
 use quayside_shared::error::Result;
 use quayside_shared::ids::{ConversationId, DeadLetterId, RunId, UserId, WorkerId};
-use quayside_shared::run::{AttemptOutcome, Run, Waiting};
+use quayside_shared::run::{AttemptOutcome, Run, Waiting, WaitingReason};
 use quayside_shared::state::Finished;
+use quayside_shared::store::files::{Collected, FileList, FilePath, RunFile};
 use quayside_shared::store::{
     BadCursor, Changed, Claim, Conversation, DeadLetter, Depth, Events, Fenced, Lease, NewRun, Page, Standing, Store, Stray, SubmitError, Submitted,
     Sweep, Turn, Watch, WorkerReport,
@@ -84,6 +85,11 @@ impl Store for FaultyStore {
         self.life.call(told, claim).await
     }
 
+    async fn defer(&self, id: &RunId, reason: WaitingReason, delay: Duration) -> Result<()> {
+        let (store, told, id) = (Arc::clone(&self.inner), self.told("defer", id), id.clone());
+        self.life.call(told, async move { store.defer(&id, reason, delay).await }).await
+    }
+
     async fn heartbeat(&self, lease: &Lease, duration: Duration) -> Result<Fenced<Standing>> {
         let (store, told, lease) = (Arc::clone(&self.inner), self.told("heartbeat", &lease.run_id), lease.clone());
         self.life.call(told, async move { store.heartbeat(&lease, duration).await }).await
@@ -104,6 +110,26 @@ impl Store for FaultyStore {
             changed
         };
         self.life.call(told, finish).await
+    }
+
+    async fn put_files(&self, lease: &Lease, files: Arc<Collected>) -> Result<Fenced<()>> {
+        let (store, told, lease) = (Arc::clone(&self.inner), self.told("put_files", &lease.run_id), lease.clone());
+        self.life.call(told, async move { store.put_files(&lease, files).await }).await
+    }
+
+    async fn files(&self, id: &RunId) -> Result<Option<FileList>> {
+        let (store, told, id) = (Arc::clone(&self.inner), self.told("files", id), id.clone());
+        self.life.call(told, async move { store.files(&id).await }).await
+    }
+
+    async fn file(&self, id: &RunId, path: &FilePath) -> Result<Option<RunFile>> {
+        let (store, told, id, path) = (Arc::clone(&self.inner), self.told("file", id), id.clone(), path.clone());
+        self.life.call(told, async move { store.file(&id, &path).await }).await
+    }
+
+    async fn inputs(&self, id: &RunId) -> Result<Vec<RunFile>> {
+        let (store, told, id) = (Arc::clone(&self.inner), self.told("inputs", id), id.clone());
+        self.life.call(told, async move { store.inputs(&id).await }).await
     }
 
     async fn release(&self, lease: &Lease, outcome: AttemptOutcome) -> Result<Fenced<Changed>> {

@@ -100,11 +100,22 @@ pub struct Options {
     pub max_attempts: u32,
     /// TOML for the end of `[worker]`.
     pub worker: String,
+    /// Whether its workers prove their limits before they begin; nearly all tests have no use for it.
+    pub prove_limits: bool,
 }
 
 impl Default for Options {
     fn default() -> Self {
-        Self { extra: String::new(), slots: 4, lease: "4s", heartbeat: "1s", drain: "20s", max_attempts: 3, worker: String::new() }
+        Self {
+            extra: String::new(),
+            slots: 4,
+            lease: "4s",
+            heartbeat: "1s",
+            drain: "20s",
+            max_attempts: 3,
+            worker: String::new(),
+            prove_limits: false,
+        }
     }
 }
 
@@ -155,12 +166,14 @@ impl Server {
         let folder = tempfile::tempdir().unwrap();
         let data_dir = folder.path().join("data");
         let config = folder.path().join("quayside.toml");
-        let Options { extra, slots, lease, heartbeat, drain, max_attempts, worker } = options;
+        let Options { extra, slots, lease, heartbeat, drain, max_attempts, worker, prove_limits } = options;
         let workers = workers(on, slots);
+        // Hundreds of servers, each with its own, would fill the machine: a test that wants a pool asks for it.
+        let no_pool = if worker.contains("warm_memory") { "" } else { "warm_memory = \"0B\"\n" };
         // The embedded backend makes its own.
         let admin_key = if on == Backend::Google { format!("admin_key = \"{ADMIN_KEY}\"\n") } else { String::new() };
         let text = format!(
-            "[api]\nbind = \"127.0.0.1:0\"\n{admin_key}[backend]\ndata_dir = {data_dir:?}\n{backend}[worker]\nslots = {}\nlease = \"{lease}\"\nheartbeat = \"{heartbeat}\"\ndrain = \"{drain}\"\nmax_attempts = {max_attempts}\n{worker}\n{AGENTS}\n{extra}",
+            "[api]\nbind = \"127.0.0.1:0\"\n{admin_key}[backend]\ndata_dir = {data_dir:?}\n{backend}[worker]\nslots = {}\nlease = \"{lease}\"\nheartbeat = \"{heartbeat}\"\ndrain = \"{drain}\"\nmax_attempts = {max_attempts}\nprove_limits = {prove_limits}\n{no_pool}{worker}\n{AGENTS}\n{extra}",
             slots / workers
         );
         std::fs::write(&config, text).unwrap();
@@ -298,6 +311,12 @@ impl Server {
         self.instances().iter().flat_map(|instance| containers::of(instance)).collect()
     }
 
+    /// What its workers have mounted for containers, whether those live or not.
+    pub fn workspaces(&self) -> Vec<PathBuf> {
+        let of = |instance: String| std::fs::read_dir(Path::new(quayside_worker::runner::workspace::FOLDER).join(instance));
+        self.instances().into_iter().flat_map(of).flatten().flatten().map(|entry| entry.path()).collect()
+    }
+
     pub fn user(&self, name: &str) -> User {
         User { http: reqwest::Client::new(), urls: self.urls.clone().into(), turn: Arc::default(), name: name.to_owned() }
     }
@@ -322,6 +341,13 @@ impl Drop for Server {
             let _ = child.wait();
         }
         containers::remove(&self.instances());
+        for workspace in self.workspaces() {
+            let _ = Command::new("umount").arg("--lazy").arg(&workspace).stderr(Stdio::null()).status();
+            let _ = std::fs::remove_dir(workspace);
+        }
+        for instance in self.instances() {
+            let _ = std::fs::remove_dir(Path::new(quayside_worker::runner::workspace::FOLDER).join(instance));
+        }
         if std::thread::panicking()
             && let Some(folder) = self.folder.take()
         {

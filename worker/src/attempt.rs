@@ -3,7 +3,9 @@
 //! An attempt does not retry itself (invariant 7). Whatever happens, exactly one of these is true at the end: the run's
 //! end is stored; the run was handed back; or the lease was lost and nothing more was written.
 
+mod container;
 mod execute;
+mod files;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -13,7 +15,7 @@ use quayside_shared::agent::Agent;
 use quayside_shared::error::chain;
 use quayside_shared::ids::{AgentName, RunId, WorkerId};
 use quayside_shared::queue::{Delivery, Message, Queue};
-use quayside_shared::run::{AttemptOutcome, Run};
+use quayside_shared::run::{AttemptOutcome, Run, Status, WaitingReason};
 use quayside_shared::state::Finished;
 use quayside_shared::store::{Changed, Claim, Fenced, Lease, LeaseLost, Store, Stray};
 use quayside_shared::telemetry::names;
@@ -22,8 +24,11 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use crate::lease::{LeaseKeeper, LeaseTimes};
-use crate::runner::{Runner, Sandbox};
-use crate::slots::{Announced, LiveContainers, Slot};
+use crate::pool::Pool;
+use crate::proof::gate::Gate;
+use crate::runner::Runner;
+use crate::slots::LiveContainers;
+use container::Obtained;
 
 /// The delay before a write that failed is tried again.
 const RETRY: Duration = Duration::from_millis(500);
@@ -44,10 +49,14 @@ pub struct Attempts {
     pub times: LeaseTimes,
     /// Containers in use.
     pub live: LiveContainers,
+    /// Containers that wait for a run, that are kept for the next one, or that are being removed.
+    pub pool: Pool,
     /// Set when running attempts must be handed back.
     pub hand_back: CancellationToken,
     /// Set when the machine is being taken away: what is handed back is `preempted` then, otherwise `drained`.
     pub preempted: CancellationToken,
+    /// Who may run here, and what holds them in.
+    pub gate: Arc<Gate>,
     /// Told when a run is to be tried again later: the sweeper must know of that moment.
     pub retry_later: Arc<Notify>,
 }
@@ -73,15 +82,17 @@ enum Ending {
     LeaseLost,
 }
 
-/// A container that is still to be removed.
+/// A container whose run is at its end.
 struct Leftover {
-    sandbox: Box<dyn Sandbox>,
-    _announced: Announced,
+    obtained: Obtained,
+    /// Its program may still run: the reply was complete before.
+    lives: bool,
 }
 
 impl Attempts {
-    /// Handles one delivery in a slot, whose container is gone when this returns.
-    pub async fn deliver(&self, delivery: Box<dyn Delivery>, slot: &Slot) -> Delivered {
+    /// Handles one delivery. Its end is stored when this returns; its container is dead, or about to be removed, or kept
+    /// for the next run of its conversation.
+    pub async fn deliver(&self, delivery: Box<dyn Delivery>) -> Delivered {
         let (run_id, trace) = match delivery.message() {
             Ok(message) => (message.run_id.clone(), message.trace.clone()),
             Err(undecodable) => {
@@ -89,6 +100,13 @@ impl Attempts {
                 return self.put_aside(stray, delivery).await;
             }
         };
+        if let Some(delivered) = self.put_off(&run_id).await {
+            match delivered {
+                Delivered::StoreFault => delivery.nack().await,
+                Delivered::Done | Delivered::EngineFault => delivery.ack().await,
+            }
+            return delivered;
+        }
         // Before the claim, so that no cancellation slips through in between.
         let watch = self.store.watch(&run_id);
         let claimed = Instant::now();
@@ -118,9 +136,12 @@ impl Attempts {
         };
         metrics::histogram!(names::PICKUP_SECONDS).record(Duration::from_millis(run.usage.queue_millis.unwrap_or(0)).as_secs_f64());
         let keeper = LeaseKeeper::start(Arc::clone(&self.store), lease.clone(), watch, self.times, claimed, &self.live.leases);
-        let (ending, leftover) = self.execute(&run, &lease, &keeper, slot, claimed).await;
+        let (mut ending, mut leftover) = self.execute(&run, &lease, &keeper, claimed).await;
+        if let (Ending::Finished(finished, _), Some(_), Some(agent)) = (&mut ending, &leftover, self.agents.get(&run.agent)) {
+            finished.sandbox = Some(self.gate.record(agent));
+        }
         let engine_fault = matches!(ending, Ending::Released(AttemptOutcome::EngineFault));
-        match self.record(&lease, ending, &keeper).await {
+        match self.record(&run, &lease, ending, leftover.as_mut(), &keeper).await {
             Ok(changed) => {
                 drop(keeper);
                 log_end(&changed.run, claimed);
@@ -129,22 +150,63 @@ impl Attempts {
                 }
                 self.publish(changed.wake, &trace).await;
                 delivery.ack().await;
+                if let Some(leftover) = leftover {
+                    self.let_go(leftover, &changed.run).await;
+                }
             }
             Err(LeaseLost) => {
                 metrics::counter!(names::LEASES_LOST).increment(1);
                 tracing::warn!(%run_id, epoch = lease.epoch, "the lease was lost; the container is killed and nothing more is written");
+                // Before the lease is let go of: the run may be another's by now, and must not run beside itself.
+                if let Some(Leftover { mut obtained, lives }) = leftover {
+                    if lives {
+                        self.kill(&mut *obtained.container.sandbox, &run, &keeper).await;
+                    }
+                    self.pool.reaper().reap(obtained.container).await;
+                }
                 // The store has moved on without us and causes the next message itself.
                 delivery.ack().await;
             }
         }
-        if let Some(leftover) = leftover {
-            remove(&run_id, leftover).await;
-        }
         if engine_fault { Delivered::EngineFault } else { Delivered::Done }
     }
 
+    /// A run of an agent that is refused here is neither claimed nor failed: it waits, and is looked at again, by this worker
+    /// or another. `None`: it may run.
+    async fn put_off(&self, run_id: &RunId) -> Option<Delivered> {
+        if !self.gate.refuses_any() {
+            return None;
+        }
+        let found = match self.store.run(run_id).await {
+            Ok(found) => found.filter(|run| run.status == Status::Queued)?,
+            Err(error) => {
+                tracing::warn!(%run_id, error = %chain(&error), "a run cannot be read, the message goes back");
+                return Some(Delivered::StoreFault);
+            }
+        };
+        let why = self.gate.refusal(&found.agent)?;
+        match self.store.defer(run_id, WaitingReason::SandboxNotEnforced, Gate::look_again_after(found.created_at)).await {
+            Ok(()) => {
+                tracing::info!(%run_id, agent = %found.agent, why, "its agent is refused here, the run waits");
+                self.retry_later.notify_one();
+                Some(Delivered::Done)
+            }
+            Err(error) => {
+                tracing::warn!(%run_id, error = %chain(&error), "a run cannot be put off, the message goes back");
+                Some(Delivered::StoreFault)
+            }
+        }
+    }
+
     /// Stores the end, as often as it takes while the lease lasts: what is lost here would be run again.
-    async fn record(&self, lease: &Lease, ending: Ending, keeper: &LeaseKeeper) -> Fenced<Changed> {
+    async fn record(
+        &self,
+        run: &Run,
+        lease: &Lease,
+        mut ending: Ending,
+        mut leftover: Option<&mut Leftover>,
+        keeper: &LeaseKeeper,
+    ) -> Fenced<Changed> {
         loop {
             if keeper.lost.is_cancelled() {
                 return Err(LeaseLost);
@@ -155,6 +217,8 @@ impl Attempts {
                 Ending::LeaseLost => return Err(LeaseLost),
             };
             match written {
+                // Lost, or the run is being cancelled: then its container must be gone before that is said.
+                Ok(Err(LeaseLost)) if self.kill_the_living(run, leftover.as_deref_mut(), &mut ending, keeper).await => {}
                 Ok(fenced) => return fenced,
                 Err(error) => {
                     tracing::warn!(run_id = %lease.run_id, error = %chain(&error), "the end of an attempt cannot be written, trying again");
@@ -166,6 +230,16 @@ impl Attempts {
                 }
             }
         }
+    }
+
+    /// Kills the container if it may still run, and says whether that was so: then the end can be told once more.
+    async fn kill_the_living(&self, run: &Run, leftover: Option<&mut Leftover>, ending: &mut Ending, keeper: &LeaseKeeper) -> bool {
+        let (Some(leftover), Ending::Finished(finished, _)) = (leftover.filter(|leftover| leftover.lives), ending) else { return false };
+        let dead = self.kill(&mut *leftover.obtained.container.sandbox, run, keeper).await;
+        if dead {
+            (leftover.lives, finished.lives) = (false, false);
+        }
+        dead
     }
 
     /// Acknowledges a message that leads nowhere once it is among the dead letters.
@@ -203,13 +277,6 @@ pub(crate) async fn publish(queue: &dyn Queue, wake: Vec<RunId>, trace: &BTreeMa
     let messages: Vec<Message> = wake.into_iter().map(|run_id| Message { run_id, trace: trace.clone() }).collect();
     if let Err(error) = queue.publish(&messages).await {
         tracing::warn!(messages = messages.len(), error = %chain(&error), "a publish failed; the sweeper will repair it");
-    }
-}
-
-async fn remove(run_id: &RunId, leftover: Leftover) {
-    // Without an answer here the container stays announced no longer, and the sweeper takes it.
-    if let Err(fault) = leftover.sandbox.remove().await {
-        tracing::warn!(%run_id, error = %chain(&fault), "a container could not be removed; the sweeper will");
     }
 }
 

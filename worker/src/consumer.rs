@@ -17,14 +17,28 @@ use crate::slots::Slots;
 const PAUSE: Duration = Duration::from_secs(1);
 /// Handing back (kill, write, publish) needs this much of the drain time.
 const HAND_BACK: Duration = Duration::from_secs(5);
+/// What is removed when nothing runs any more may take this long.
+const REMOVAL: Duration = Duration::from_secs(5);
 
 /// Consumes until `drain` is set, then lets running attempts go on for most of `grace` and hands the others back.
-/// Returns when no attempt is left; within about `grace`.
+/// Returns when no attempt is left, and no container that it knows of; within about `grace`.
 pub async fn consume(attempts: Arc<Attempts>, slots: Slots, drain: CancellationToken, grace: Duration) {
     let tracker = TaskTracker::new();
     // Whether the engine is known to work: a probe says yes, an attempt that saw it fail says no.
     let (engine, mut engine_ok) = watch::channel(false);
     let engine = Arc::new(engine);
+    let tending = tokio::spawn({
+        let (pool, gate, drain) = (attempts.pool.clone(), Arc::clone(&attempts.gate), drain.clone());
+        async move {
+            // No container waits for a run before it is known who may run here.
+            tokio::select! {
+                biased;
+                () = drain.cancelled() => {}
+                () = gate.settled() => {}
+            }
+            pool.tend(drain).await;
+        }
+    });
     metrics::gauge!(names::SLOTS).set(f64::from(slots.total()));
     loop {
         // Biased throughout: once the drain has begun, not one message more is taken, however many lie ready.
@@ -39,7 +53,7 @@ pub async fn consume(attempts: Arc<Attempts>, slots: Slots, drain: CancellationT
             tokio::select! {
                 biased;
                 () = drain.cancelled() => break,
-                () = until_it_answers(&*attempts.runner) => engine.send_replace(true),
+                () = prepared(&attempts) => engine.send_replace(true),
             };
         }
         let delivery = tokio::select! {
@@ -59,7 +73,7 @@ pub async fn consume(attempts: Arc<Attempts>, slots: Slots, drain: CancellationT
         let (attempts, engine, slots) = (Arc::clone(&attempts), Arc::clone(&engine), slots.clone());
         tracker.spawn(async move {
             metrics::gauge!(names::SLOTS_BUSY).set(f64::from(slots.busy()));
-            match attempts.deliver(delivery, &slot).await {
+            match attempts.deliver(delivery).await {
                 Delivered::Done => {}
                 // With the slot in hand: the message went back and would be here again at once.
                 Delivered::StoreFault => tokio::time::sleep(PAUSE).await,
@@ -83,13 +97,25 @@ pub async fn consume(attempts: Arc<Attempts>, slots: Slots, drain: CancellationT
             tracing::warn!(running = tracker.len(), "gave up waiting; the sweeper will take these runs back");
         }
     }
+    // The containers of the last runs, and those that had waited, are gone before the process is.
+    let _ended = tending.await;
+    if tokio::time::timeout(REMOVAL, attempts.pool.gone()).await.is_err() {
+        tracing::warn!("gave up waiting for containers to be removed; the next start, or another worker, removes them");
+    }
     // The last acknowledgements leave before the process does.
     attempts.queue.stop_receiving().await;
 }
 
+/// Returns when the engine answers and it is known who may run on it.
+async fn prepared(attempts: &Attempts) {
+    if let Some(engine) = until_it_answers(&*attempts.runner).await {
+        attempts.gate.admit(&engine).await;
+    }
+}
+
 /// Probes the engine with growing pauses until it answers. `backoff` gives the pauses; there is no end to them, because
 /// without an engine there is nothing else to do. No jitter: an engine has one worker.
-async fn until_it_answers(runner: &dyn Runner) {
+pub(crate) async fn until_it_answers(runner: &dyn Runner) -> Option<crate::runner::EngineInfo> {
     let pauses = backoff::ExponentialBackoffBuilder::new()
         .with_initial_interval(Duration::from_millis(250))
         .with_max_interval(Duration::from_secs(10))
@@ -101,7 +127,7 @@ async fn until_it_answers(runner: &dyn Runner) {
         let retry_ms = u64::try_from(pause.as_millis()).unwrap_or(u64::MAX);
         tracing::warn!(error = %chain(&fault), retry_ms, "the container engine does not answer");
     });
-    if let Ok(engine) = answered.await {
-        tracing::info!(engine = engine.description, "the container engine answers");
-    }
+    let engine = answered.await.ok()?;
+    tracing::info!(engine = engine.description, "the container engine answers");
+    Some(engine)
 }

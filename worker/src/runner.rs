@@ -1,4 +1,4 @@
-//! The runner port: one fresh container per attempt.
+//! The runner port: fresh containers, each for one run, or for the runs of one conversation.
 //!
 //! The order of calls is part of the contract, and every adapter refuses another one with [`FaultKind::Misuse`]:
 //!
@@ -7,14 +7,17 @@
 //!             └────────────┴─── kill (any time) ─▶ wait ─▶ remove
 //! ```
 //!
-//! In a kept session [`Sandbox::say`] takes the place of `send`, and is called again for each further request of the same
-//! conversation. Any other container serves one request and is removed (invariant 8). Its effective settings are inspected before its
-//! program starts, and a container that is not as strict as asked for never starts (invariant 9).
+//! Between `launch` and `send` a container may wait for as long as nobody needs it. In a kept session [`Sandbox::say`] takes
+//! the place of `send`, and is called again for each further request of the same conversation; `freeze` and `thaw` may come
+//! in between. Any other container serves one request and is removed (invariant 8). Its effective settings are inspected
+//! before its program starts, and a container that is not as strict as asked for never starts (invariant 9).
 
 pub mod docker;
 pub mod oci;
 mod order;
 pub mod scripted;
+pub mod shares;
+pub mod workspace;
 
 use std::fmt;
 use std::path::Path;
@@ -25,6 +28,7 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use quayside_shared::agent::Agent;
 use quayside_shared::ids::RunId;
+use serde::Serialize;
 
 /// What a container is made for.
 #[derive(Debug, Clone)]
@@ -137,12 +141,13 @@ pub struct Fault {
     kind: FaultKind,
     context: String,
     source: Option<Box<dyn std::error::Error + Send + Sync>>,
+    setting: Option<String>,
 }
 
 impl Fault {
     /// A fault of `kind`; `context` says what was being done or what is wrong.
     pub fn new(kind: FaultKind, context: impl Into<String>) -> Self {
-        Self { kind, context: context.into(), source: None }
+        Self { kind, context: context.into(), source: None, setting: None }
     }
 
     /// The same with the error that caused it.
@@ -150,6 +155,19 @@ impl Fault {
     pub fn with_source(mut self, source: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> Self {
         self.source = Some(source.into());
         self
+    }
+
+    /// The same about one setting that the engine made weaker than asked for.
+    #[must_use]
+    pub fn with_setting(mut self, setting: impl Into<String>) -> Self {
+        self.setting = Some(setting.into());
+        self
+    }
+
+    /// The setting that the engine made weaker than asked for, by the adapter's name for it: every container would be.
+    #[must_use]
+    pub fn setting(&self) -> Option<&str> {
+        self.setting.as_deref()
     }
 
     /// What a caller can do about it.
@@ -188,12 +206,19 @@ pub trait Sandbox: Send + fmt::Debug {
         Err(no_sessions())
     }
 
+    /// Whether the program is known to have ended, or cannot be vouched for any more because its engine went away. Told from
+    /// what is known here, without a call: for a container that waits. An end of the last few milliseconds may be missed.
+    fn is_over(&mut self) -> bool {
+        false
+    }
+
     /// What the container has used until now, read without asking it: for a reply that is told before its end.
     fn measure(&mut self) -> Measured {
         Measured::default()
     }
 
-    /// Stops every process of the container where it stands, and returns when none runs. It uses no CPU from then on.
+    /// Stops every process of the container where it stands, and returns when none runs. It uses no CPU from then on. What
+    /// it wrote before can still be read; a frozen container can be spoken to, thawed, killed and removed. Freezing what is frozen is fine.
     ///
     /// # Errors
     /// [`FaultKind::Refused`] by an adapter that keeps no sessions.
@@ -201,7 +226,7 @@ pub trait Sandbox: Send + fmt::Debug {
         Err(no_sessions())
     }
 
-    /// Lets a frozen container go on.
+    /// Lets a frozen container go on. Thawing what runs is fine.
     ///
     /// # Errors
     /// [`FaultKind::Refused`] by an adapter that keeps no sessions.
@@ -241,6 +266,22 @@ pub struct EngineInfo {
     pub description: String,
 }
 
+/// Something that containers stand on, and its version.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Component {
+    /// `docker`, `containerd`, `runc`, `crun`, `runsc`, `linux`.
+    pub name: String,
+    /// As its package has it, where that is told: `1.1.5+ds1-1+deb12u1`.
+    pub version: String,
+}
+
+impl Component {
+    /// The component `name` in this version.
+    pub fn new(name: impl Into<String>, version: impl Into<String>) -> Self {
+        Self { name: name.into(), version: version.into() }
+    }
+}
+
 /// Starts containers, and cleans up after itself.
 #[async_trait]
 pub trait Runner: Send + Sync + 'static {
@@ -255,6 +296,12 @@ pub trait Runner: Send + Sync + 'static {
 
     /// Whether the engine answers.
     async fn ping(&self) -> Result<EngineInfo, Fault>;
+
+    /// What containers stand on, for the record and for known ways out of it: engine, runtime, kernel. Empty where it does not
+    /// tell.
+    async fn components(&self) -> Result<Vec<Component>, Fault> {
+        Ok(Vec::new())
+    }
 
     /// The digest of an agent's image as the engine has it, for `GET /api/agents` and `doctor`; `None` when it is not
     /// there.

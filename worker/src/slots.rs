@@ -1,6 +1,6 @@
-//! The numbered places of a worker: one container each.
+//! The slots of a worker: one run at a time each.
 
-use std::collections::{BTreeSet, HashSet};
+use std::collections::HashSet;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -9,11 +9,10 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use crate::lease::HeldLeases;
 use crate::runner::ContainerKey;
 
-/// Hands out slots. A slot's number gives its container its uid, so it is only free again when the container is gone.
+/// Hands out slots. A slot is free again when its run's end is stored; the container may be there for a moment longer.
 #[derive(Debug, Clone)]
 pub struct Slots {
     permits: Arc<Semaphore>,
-    free: Arc<Mutex<BTreeSet<u32>>>,
     busy: Arc<AtomicU32>,
     total: u32,
 }
@@ -21,8 +20,6 @@ pub struct Slots {
 /// One taken slot. Dropping it frees it.
 #[derive(Debug)]
 pub struct Slot {
-    number: u32,
-    free: Arc<Mutex<BTreeSet<u32>>>,
     busy: Arc<AtomicU32>,
     /// Whether it has a message: one that waits for its message is taken, and not busy.
     working: bool,
@@ -30,10 +27,10 @@ pub struct Slot {
 }
 
 impl Slots {
-    /// `total` slots, numbered from 0.
+    /// `total` slots.
     #[must_use]
     pub fn new(total: u32) -> Self {
-        Self { permits: Arc::new(Semaphore::new(total as usize)), free: Arc::new(Mutex::new((0..total).collect())), busy: Arc::default(), total }
+        Self { permits: Arc::new(Semaphore::new(total as usize)), busy: Arc::default(), total }
     }
 
     /// How many there are.
@@ -51,8 +48,7 @@ impl Slots {
     /// Waits for a free slot. Cancel-safe. `None` never comes: the slots are not closed.
     pub async fn take(&self) -> Option<Slot> {
         let permit = Arc::clone(&self.permits).acquire_owned().await.ok()?;
-        let number = lock(&self.free).pop_first()?;
-        Some(Slot { number, free: Arc::clone(&self.free), busy: Arc::clone(&self.busy), working: false, _permit: permit })
+        Some(Slot { busy: Arc::clone(&self.busy), working: false, _permit: permit })
     }
 }
 
@@ -65,12 +61,6 @@ impl Slot {
         }
         self
     }
-
-    /// Its number; no other live slot of this worker has it.
-    #[must_use]
-    pub const fn number(&self) -> u32 {
-        self.number
-    }
 }
 
 impl Drop for Slot {
@@ -78,7 +68,6 @@ impl Drop for Slot {
         if self.working {
             self.busy.fetch_sub(1, Ordering::Relaxed);
         }
-        lock(&self.free).insert(self.number);
     }
 }
 
@@ -142,17 +131,15 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn slots_that_live_together_have_different_numbers() {
+    async fn a_slot_is_busy_from_its_message_on() {
         let slots = Slots::new(2);
-        let (a, b) = (slots.take().await.unwrap(), slots.take().await.unwrap());
-        assert_ne!(a.number(), b.number());
+        let (first, second) = (slots.take().await.unwrap(), slots.take().await.unwrap());
         assert_eq!(slots.busy(), 0, "they wait for their messages");
-        let (a, b) = (a.begin(), b.begin());
+        let (first, _second) = (first.begin(), second.begin());
         assert_eq!(slots.busy(), 2);
-        let freed = a.number();
-        drop(a);
-        assert_eq!((slots.busy(), b.number()), (1, 1 - freed));
-        assert_eq!(slots.take().await.unwrap().number(), freed);
+        drop(first);
+        assert_eq!(slots.busy(), 1);
+        assert_eq!(slots.take().await.unwrap().begin().busy.load(Ordering::Relaxed), 2);
     }
 
     #[test]

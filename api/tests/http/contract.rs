@@ -61,7 +61,7 @@ async fn a_run_from_its_submission_to_its_end() {
     server.append(&lease, "o").await;
     let running = server.get("ann", &format!("/api/runs/{id}")).await.json();
     assert_eq!((&running["status"], &running["waiting"], &running["text"]), (&json!("in_progress"), &Value::Null, &json!("o")));
-    assert_eq!(keys(&running["attempts"][0]), BTreeSet::from(["number", "worker", "startedAt", "endedAt", "outcome", "counted"]));
+    assert_eq!(keys(&running["attempts"][0]), BTreeSet::from(["number", "worker", "startedAt", "endedAt", "outcome", "counted", "sandbox"]));
 
     server.append(&lease, "ne").await;
     server.finish(&lease).await;

@@ -15,6 +15,7 @@ mod bodies;
 mod contract;
 mod conversations;
 mod cors;
+mod files;
 mod idempotency;
 mod identity;
 mod service;

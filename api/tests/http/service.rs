@@ -166,6 +166,8 @@ async fn the_document_has_every_route_with_its_refusals() {
             "get /api/conversations/{id}/runs",
             "get /api/runs/{id}",
             "get /api/runs/{id}/events",
+            "get /api/runs/{id}/files",
+            "get /api/runs/{id}/files/{path}",
             "get /livez",
             "get /metrics",
             "get /readyz",

@@ -201,7 +201,7 @@ impl Server {
 
     pub(crate) async fn end(&self, lease: &Lease, outcome: AttemptOutcome) {
         let usage = Usage { wall_millis: Some(12), ..Usage::default() };
-        let finished = Finished { outcome, error: None, exit_code: Some(0), truncated: false, usage };
+        let finished = Finished { outcome, error: None, exit_code: Some(0), truncated: false, usage, lives: false, sandbox: None };
         self.store.finish(lease, finished, None).await.unwrap().unwrap();
     }
 

@@ -1,7 +1,9 @@
 """The agent `python`: runs the Python code in a message and streams what it prints.
 
 Speaks the agent protocol with `input = "json"` and `output = "events"`: one request line on standard input, one JSON
-object a line on standard output. What a message is:
+object a line on standard output. It answers request after request until standard input ends: in a kept session
+(`session = "conversation"`) those of one conversation, else there is one. Each program is a process of its own; what it
+leaves in its working directory, `/workspace`, is there for the next. What a message is:
 
 - Python code, when all of it parses as Python and can do something. A message of nothing but expressions without a call
   cannot print: if it is a single expression over known names (`1 + 1`), its value is shown as the Python prompt would
@@ -12,10 +14,11 @@ object a line on standard output. What a message is:
 
 The program runs in a forked child, so that everything imported here is there at once. The child's standard output is a
 pipe that this process turns into events; its standard error is the container's. An uncaught exception's traceback goes
-to both. The exit code is the program's, and a signal that ended the program ends this process too.
+to both. A program that fails ends this process, too: the exit code is the program's, or the signal that ended it.
 """
 
 import ast
+import atexit
 import builtins
 import codecs
 import gc
@@ -34,6 +37,7 @@ READ_SIZE = 32 * 1024
 # More than a pipe can hold for a user without privileges: what a program left behind when it ended is below it.
 PIPE_LIMIT = 1024 * 1024
 EXIT_BAD_REQUEST = 64
+EXIT_FLUSH = 120  # what Python itself exits with when its last words cannot be written
 
 FENCE = re.compile(r"^([ \t]*)(`{3,})[ \t]*([^\s`]*)[^`]*$")
 PYTHON_FENCES = {"", "python", "py", "python3"}
@@ -199,7 +203,30 @@ def child(program, out):
     sys.stdin = sys.__stdin__ = open(0, encoding="utf-8", closefd=False)
     # Line by line, as at a terminal: a print appears at once, and a long loop of small writes stays cheap.
     sys.stdout = sys.__stdout__ = open(1, "w", buffering=1, encoding="utf-8", closefd=False)
-    return execute(program)
+    leave(execute(program))
+
+
+def leave(code):
+    """Ends the process as Python ends: threads are waited for, exit functions run, what the program left open is written.
+
+    Only the interpreter itself is not taken apart: that takes longer than a short program, and this process is a copy
+    whose memory the kernel takes back at once.
+    """
+    threading = sys.modules.get("threading")
+    if threading:
+        threading._shutdown()  # as the interpreter calls it; there is no public way
+    atexit._run_exitfuncs()
+    module = sys.modules.get("__main__")
+    if isinstance(module, types.ModuleType):
+        vars(module).clear()
+    gc.collect()  # what is left in cycles; quick, because everything older than the program is frozen
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            if not getattr(stream, "closed", True):
+                stream.flush()
+        except Exception:  # nobody reads it, or it is the program's own and broken
+            code = EXIT_FLUSH
+    os._exit(code)
 
 
 def forward(source, wake, pid):
@@ -248,10 +275,11 @@ def forward(source, wake, pid):
 
 
 def end_like(status):
-    """Ends this process as the child ended, so that the engine sees the same exit code or signal."""
+    """Ends this process as a child that failed ended, so that the engine sees the same exit code or signal."""
     code = os.waitstatus_to_exitcode(status)
     if code == 0:
         emit("result")
+        return
     if code < 0:
         number = -code
         if number not in (signal.SIGKILL, signal.SIGSTOP):
@@ -259,10 +287,11 @@ def end_like(status):
         os.kill(os.getpid(), number)
         # Still here: the first process of a container is deaf to its own signals. This is the code a shell gives.
         os._exit(128 + number)
-    return code
+    sys.exit(code)
 
 
 def run(program):
+    """Runs a program and answers with its output; returns only when it ended well."""
     source, out = os.pipe()
     wake, waker = os.pipe()
     os.set_blocking(waker, False)
@@ -271,18 +300,21 @@ def run(program):
     gc.freeze()
     pid = os.fork()
     if pid == 0:
-        return child(program, out)
+        child(program, out)
     os.close(out)
     try:
         status = forward(source, wake, pid)
     except BrokenPipeError:  # nobody reads the reply any more
         os.kill(pid, signal.SIGKILL)
-        return 1
-    return end_like(status)
+        sys.exit(1)
+    signal.set_wakeup_fd(-1)
+    # What the program left running writes to nobody from here on.
+    for fd in (source, wake, waker):
+        os.close(fd)
+    end_like(status)
 
 
-def read_message(stream):
-    line = stream.readline()
+def message_of(line):
     try:
         message = json.loads(line)["message"]
     except (ValueError, KeyError, TypeError):
@@ -293,8 +325,7 @@ def read_message(stream):
     return message
 
 
-def main():
-    message = read_message(sys.stdin.buffer)
+def answer(message):
     words = "ko" if HANGUL.search(message) else "en"
     program, others = plan(message)
     if others:
@@ -302,9 +333,18 @@ def main():
     if program is None:
         emit("delta", text=EXPLANATION[words])
         emit("result")
-        return 0
-    return run(program)
+    else:
+        run(program)
+
+
+def main():
+    line = sys.stdin.buffer.readline()
+    while True:
+        answer(message_of(line))
+        line = sys.stdin.buffer.readline()
+        if not line:
+            break
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

@@ -32,10 +32,25 @@ def start(message):
     process.watchdog = threading.Timer(PATIENCE, kill, (process,))
     process.watchdog.daemon = True
     process.watchdog.start()
+    say(process, message)
+    return process
+
+
+def say(process, message):
     request = {"protocol": 1, "runId": "run_1", "conversationId": "c", "userId": "u", "message": message}
     process.stdin.write(json.dumps({**request, "history": [], "attempt": 1}).encode() + b"\n")
     process.stdin.flush()
-    return process
+
+
+def reply(process):
+    """The events of one reply, up to its result or the end of the output."""
+    events = []
+    while not events or events[-1]["type"] != "result":
+        line = process.stdout.readline()
+        if not line:
+            break
+        events.append(json.loads(line))
+    return events
 
 
 def kill(process):
@@ -47,8 +62,9 @@ def kill(process):
 
 
 def finish(process):
-    """Everything the agent says from here on, and the end of it. Its input is still open while it works."""
+    """Everything the agent says to the requests so far, and the end of it. No further request comes."""
     with process, ThreadPoolExecutor() as pool:
+        process.stdin.close()
         err = pool.submit(process.stderr.read)
         out = process.stdout.read()
         process.wait()
@@ -215,6 +231,16 @@ class HowAProgramRuns(unittest.TestCase):
 
 
 class HowAProgramEnds(unittest.TestCase):
+    def test_what_a_program_left_open_is_written(self):
+        with tempfile.NamedTemporaryFile("r") as file:
+            program = f"a = open({file.name!r}, 'w')\na.write('written')\nimport sys\nsys.stdout.close()"
+            self.assertEqual(ask(program).code, 0)
+            self.assertEqual(file.read(), "written")
+
+    def test_what_a_program_left_behind_is_finalised(self):
+        program = "class Last:\n  def __del__(self): print('bye', end='', flush=True)\nring = [Last()]\nring.append(ring)\n"
+        self.assertEqual(ask(program).text, "bye")
+
     def test_exit_codes_are_passed_on(self):
         for code, expected in {"0": 0, "3": 3, "None": 0, "256 + 7": 7}.items():
             with self.subTest(code=code):
@@ -269,6 +295,62 @@ class HowAProgramEnds(unittest.TestCase):
             with self.subTest(signal=number):
                 reply = ask(f"import os\nprint('partial')\nos.kill(os.getpid(), {int(number)})")
                 self.assertEqual((reply.text, reply.code, reply.finished), ("partial\n", -number, False))
+
+
+class HowASessionGoes(unittest.TestCase):
+    def text(self, process):
+        return "".join(event.get("text", "") for event in reply(process))
+
+    def test_request_after_request_is_answered(self):
+        process = start("print('one')")
+        self.assertEqual(reply(process), [{"type": "delta", "text": "one\n"}, {"type": "result"}])
+        for message, text in {"1 + 1": "2\n", "hello": None, "print('three')": "three\n"}.items():
+            say(process, message)
+            said = self.text(process)
+            self.assertEqual(said, text) if text else self.assertIn("This agent runs Python code", said)
+        ended = finish(process)
+        self.assertEqual((ended.code, ended.events, ended.err), (0, [], ""))
+
+    def test_a_program_is_a_process_of_its_own_and_its_files_stay(self):
+        with tempfile.TemporaryDirectory() as folder:
+            process = start(f"import os; os.chdir({folder!r}); x = 1; open('kept', 'w').write('from before')")
+            self.assertEqual(reply(process), [{"type": "result"}])
+            say(process, f"import os\nprint('x' in globals(), os.getcwd() == {folder!r}, open({folder!r} + '/kept').read())")
+            self.assertEqual(self.text(process), "False False from before\n")
+            self.assertEqual(finish(process).code, 0)
+
+    def test_what_a_program_left_running_does_not_speak_in_the_next_reply(self):
+        process = start("import subprocess\np = subprocess.Popen(['sh', '-c', 'sleep 0.3; echo late; sleep 300'], stderr=subprocess.DEVNULL)\nprint(p.pid)")
+        left = int(self.text(process))
+        say(process, "import time; time.sleep(0.6); print('on time')")
+        self.assertEqual(self.text(process), "on time\n")
+        os.kill(left, signal.SIGKILL) if not has_ended(left) else None
+        self.assertEqual(finish(process).code, 0)
+
+    def test_files_are_not_used_up(self):
+        process = start("pass")
+        reply(process)
+        opened = len(os.listdir(f"/proc/{process.pid}/fd"))
+        for _ in range(5):
+            say(process, "pass")
+            reply(process)
+        self.assertEqual(len(os.listdir(f"/proc/{process.pid}/fd")), opened)
+        finish(process)
+
+    def test_a_program_that_fails_ends_the_session(self):
+        for program, code in {"raise SystemExit(3)": 3, "1 / 0": 1, "import os; os.kill(os.getpid(), 9)": -9}.items():
+            with self.subTest(program=program):
+                process = start("print('fine')")
+                self.assertEqual(self.text(process), "fine\n")
+                say(process, program)
+                ended = finish(process)
+                self.assertEqual((ended.code, ended.finished), (code, False))
+
+    def test_a_line_that_is_no_request_ends_it(self):
+        process = start("print('fine')")
+        self.assertEqual(self.text(process), "fine\n")
+        process.stdin.write(b"not json\n")
+        self.assertEqual(finish(process).code, 64)
 
 
 if __name__ == "__main__":

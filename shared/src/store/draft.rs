@@ -47,6 +47,7 @@ pub(crate) fn first_version(new: &NewRun, now: Timestamp) -> Run {
         start_by: new.queue_ttl.map(|ttl| now + ttl),
         timeout_millis: u64::try_from(new.timeout.as_millis()).unwrap_or(u64::MAX),
         rolled_back: false,
+        inputs: u32::try_from(new.files.len()).unwrap_or(u32::MAX),
     }
 }
 

@@ -9,6 +9,7 @@ mod change;
 mod client;
 mod codec;
 mod contention;
+mod files;
 mod line;
 mod listen;
 mod operations;
@@ -34,8 +35,9 @@ use crate::clock::{Clock, Timestamp};
 use crate::config::Google;
 use crate::error::Result;
 use crate::ids::{ConversationId, DeadLetterId, RunId, UserId, WorkerId};
-use crate::run::{AttemptOutcome, Run, Status, Waiting};
+use crate::run::{AttemptOutcome, Run, Status, Waiting, WaitingReason};
 use crate::state::Finished;
+use crate::store::files::{Collected, FileList, FilePath, RunFile};
 use crate::store::hub::Hub;
 use crate::store::{
     BadCursor, Changed, Claim, Conversation, DeadLetter, Depth, Events, Fenced, Lease, NewRun, Page, Standing, Store, StoreOptions, Stray,
@@ -164,6 +166,10 @@ impl Store for FirestoreStore {
         self.claim_run(id, worker, lease).await
     }
 
+    async fn defer(&self, id: &RunId, reason: WaitingReason, delay: Duration) -> Result<()> {
+        self.defer_run(id, reason, delay).await
+    }
+
     async fn heartbeat(&self, lease: &Lease, duration: Duration) -> Result<Fenced<Standing>> {
         self.prolong(lease, duration).await
     }
@@ -174,6 +180,22 @@ impl Store for FirestoreStore {
 
     async fn finish(&self, lease: &Lease, finished: Finished, text: Option<String>) -> Result<Fenced<Changed>> {
         self.finish_run(lease, finished, text).await
+    }
+
+    async fn put_files(&self, lease: &Lease, files: Arc<Collected>) -> Result<Fenced<()>> {
+        self.store_files(lease, &files).await
+    }
+
+    async fn files(&self, id: &RunId) -> Result<Option<FileList>> {
+        self.read_files(id).await
+    }
+
+    async fn file(&self, id: &RunId, path: &FilePath) -> Result<Option<RunFile>> {
+        self.read_file(id, path).await
+    }
+
+    async fn inputs(&self, id: &RunId) -> Result<Vec<RunFile>> {
+        self.read_inputs(id).await
     }
 
     async fn release(&self, lease: &Lease, outcome: AttemptOutcome) -> Result<Fenced<Changed>> {

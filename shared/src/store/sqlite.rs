@@ -4,6 +4,7 @@
 //! come between. The epoch of a lease still fences, because a worker may act on what it read long ago.
 
 mod change;
+mod files;
 mod operations;
 mod read;
 mod rows;
@@ -18,12 +19,13 @@ use async_trait::async_trait;
 use crate::clock::{Clock, Timestamp};
 use crate::error::{Error, ErrorKind, Result};
 use crate::ids::{ConversationId, DeadLetterId, RunId, UserId, WorkerId};
-use crate::run::{AttemptOutcome, Run, Status, Waiting};
+use crate::run::{AttemptOutcome, Run, Status, Waiting, WaitingReason};
 use crate::sqlite::Database;
 use crate::state::Finished;
+use crate::store::files::{Collected, FileList, FilePath, RunFile};
 use crate::store::hub::Hub;
 use crate::store::{
-    BadCursor, Changed, Claim, Conversation, DeadLetter, Depth, Events, Fenced, Lease, NewRun, Page, Standing, Store, StoreOptions, Stray,
+    BadCursor, Changed, Claim, Conversation, DeadLetter, Depth, Events, Fenced, Lease, LeaseLost, NewRun, Page, Standing, Store, StoreOptions, Stray,
     SubmitError, Submitted, Sweep, Turn, Watch, WorkerReport,
 };
 
@@ -55,6 +57,27 @@ impl SqliteStore {
 
     fn context(&self) -> Context {
         Context { now: self.clock.now(), options: self.options, jitter: (self.options.jitter)() }
+    }
+
+    /// In writes of bounded size, the list last: without it there is nothing to see.
+    async fn store_files(&self, lease: &Lease, files: Arc<Collected>) -> Result<Fenced<()>> {
+        let groups = files::groups(&files);
+        if groups.len() <= 1 {
+            let lease = lease.clone();
+            return self.database.write(move |db| files::put(db, &lease, &files, &groups), |_| {}).await;
+        }
+        let begun = lease.clone();
+        if self.database.write(move |db| files::begin(db, &begun), |_| {}).await?.is_err() {
+            return Ok(Err(LeaseLost));
+        }
+        for group in groups {
+            let (lease, files) = (lease.clone(), Arc::clone(&files));
+            if self.database.write(move |db| files::add(db, &lease, &files, &group), |_| {}).await?.is_err() {
+                return Ok(Err(LeaseLost));
+            }
+        }
+        let (lease, list) = (lease.clone(), files.list());
+        self.database.write(move |db| files::complete(db, &lease, &list), |_| {}).await
     }
 
     /// Signals, after the commit, what a write did to runs.
@@ -127,6 +150,13 @@ impl Store for SqliteStore {
         written.await
     }
 
+    async fn defer(&self, id: &RunId, reason: WaitingReason, delay: Duration) -> Result<()> {
+        let (id, context, hub) = (id.clone(), self.context(), Arc::clone(&self.hub));
+        let written =
+            self.database.write(move |db| change::defer(db, &id, reason, delay, &context), move |deferred| Self::signal(&hub, deferred.as_ref()));
+        written.await.map(drop)
+    }
+
     async fn heartbeat(&self, lease: &Lease, duration: Duration) -> Result<Fenced<Standing>> {
         let (lease, context) = (lease.clone(), self.context());
         self.database.write(move |db| change::heartbeat(db, &lease, duration, &context), |_| {}).await
@@ -153,6 +183,27 @@ impl Store for SqliteStore {
             move |changed| Self::signal(&hub, changed.iter().map(|changed| &changed.run)),
         );
         written.await
+    }
+
+    async fn put_files(&self, lease: &Lease, files: Arc<Collected>) -> Result<Fenced<()>> {
+        // What was accepted needs the reserve to end.
+        self.database.refuse_new()?;
+        self.store_files(lease, files).await
+    }
+
+    async fn files(&self, id: &RunId) -> Result<Option<FileList>> {
+        let id = id.clone();
+        self.database.read(move |db| files::list(db, &id)).await
+    }
+
+    async fn file(&self, id: &RunId, path: &FilePath) -> Result<Option<RunFile>> {
+        let (id, path) = (id.clone(), path.clone());
+        self.database.read(move |db| files::file(db, &id, &path)).await
+    }
+
+    async fn inputs(&self, id: &RunId) -> Result<Vec<RunFile>> {
+        let id = id.clone();
+        self.database.read(move |db| files::inputs(db, &id)).await
     }
 
     async fn release(&self, lease: &Lease, outcome: AttemptOutcome) -> Result<Fenced<Changed>> {

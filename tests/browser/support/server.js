@@ -37,6 +37,8 @@ ${Object.entries(google).map(([key, value]) => `${key} = "${value}"`).join("\n")
 slots = 4
 lease = "4s"
 heartbeat = "1s"
+warm_memory = "0B"
+prove_limits = false
 
 [runner]
 uid_base = 410000

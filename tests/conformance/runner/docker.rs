@@ -33,8 +33,13 @@ fn options(host: &str, instance: &str) -> DockerOptions {
 
 impl OnDocker {
     pub fn new() -> Self {
+        Self::changed(|runner, _| runner)
+    }
+
+    /// With a runner that is changed before it is used; told the label of its containers.
+    pub fn changed(change: impl FnOnce(DockerRunner, &str) -> DockerRunner) -> Self {
         let instance = format!("conformance-{}", RunId::random());
-        let runner = DockerRunner::connect(options(HOST, &instance)).expect("valid options");
+        let runner = change(DockerRunner::connect(options(HOST, &instance)).expect("valid options"), &instance);
         let client = Docker::connect_with_unix(HOST, 60, bollard::API_DEFAULT_VERSION).expect("the socket of the engine");
         Self { runner, instance, client }
     }
@@ -100,6 +105,8 @@ pub fn program(behaviour: &Behaviour) -> (String, Vec<String>) {
         Behaviour::Print { stdout, stderr, code } => {
             format!("import os, sys; os.write(1, b{stdout:?}); os.write(2, b{stderr:?}); sys.exit({code})")
         }
+        Behaviour::EchoLines => "import os, sys\nfor line in sys.stdin.buffer: os.write(1, line)".to_owned(),
+        Behaviour::Ticks(time) => format!("import os, time\nwhile True: os.write(1, b'.'); time.sleep({})", time.as_secs_f64()),
         Behaviour::Hang => "import time; time.sleep(3600)".to_owned(),
         Behaviour::Flood(bytes) => format!("import sys; [sys.stdout.buffer.write(b'x' * 65536) for _ in range({bytes} // 65536)]"),
         Behaviour::FloodForever => "import os\nwhile True: os.write(1, b'x' * 65536)".to_owned(),

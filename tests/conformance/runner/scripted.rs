@@ -19,6 +19,8 @@ impl Fixture for Scripted {
         let words = match behaviour {
             Behaviour::Echo => vec!["echo".to_owned()],
             Behaviour::Print { stdout, stderr, code } => vec![format!("stdout:{stdout}"), format!("stderr:{stderr}"), format!("exit:{code}")],
+            Behaviour::EchoLines => vec!["echo-lines".to_owned()],
+            Behaviour::Ticks(time) => vec![format!("ticks:{}ms", time.as_millis())],
             Behaviour::Hang => vec!["hang".to_owned()],
             Behaviour::Flood(bytes) => vec![format!("stdout-bytes:{bytes}")],
             Behaviour::FloodForever => vec!["stdout-bytes:8388608".to_owned(), "hang".to_owned()],

@@ -3,9 +3,10 @@
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use quayside_worker::runner::{ContainerKey, FaultKind, LaunchSpec, Sandbox};
+use quayside_worker::runner::{ContainerKey, FaultKind, LaunchSpec, OutputChunk, Sandbox};
 
 use super::{Behaviour, Fixture, end, read_all, serve, within};
+use crate::support::eventually;
 
 /// More than any of this takes, even on a loaded machine.
 const LONG: Duration = Duration::from_secs(60);
@@ -138,7 +139,7 @@ pub async fn reading_and_waiting_can_be_given_up_and_taken_up(fixture: &dyn Fixt
     let mut given_up = 0;
     loop {
         match tokio::time::timeout(SHORT, sandbox.next_output()).await {
-            Ok(Some(Ok(quayside_worker::runner::OutputChunk::Stdout(bytes)))) => stdout.extend_from_slice(&bytes),
+            Ok(Some(Ok(OutputChunk::Stdout(bytes)))) => stdout.extend_from_slice(&bytes),
             Ok(Some(other)) => panic!("{other:?}"),
             Ok(None) => break,
             Err(_) => given_up += 1,
@@ -253,6 +254,115 @@ pub async fn neighbours_do_not_mix(fixture: &dyn Fixture) {
         assert_eq!(written.stdout, format!("request {n}").into_bytes());
         assert_eq!(exit.code, 0);
     }
+}
+
+/// Reads until `wanted` has come.
+async fn hear(sandbox: &mut dyn Sandbox, wanted: &[u8]) {
+    let mut heard = Vec::new();
+    while heard.len() < wanted.len() {
+        match within(LONG, "the answer", sandbox.next_output()).await {
+            Some(Ok(OutputChunk::Stdout(bytes))) => heard.extend_from_slice(&bytes),
+            other => panic!("{other:?} after {heard:?}"),
+        }
+    }
+    assert_eq!(heard, wanted);
+}
+
+/// Reads until nothing has come for a while: what was on its way is here then.
+async fn hush(sandbox: &mut dyn Sandbox) {
+    while let Ok(chunk) = tokio::time::timeout(SHORT, sandbox.next_output()).await {
+        chunk.expect("it lives").expect("no fault");
+    }
+}
+
+pub async fn a_container_can_wait_for_its_request(fixture: &dyn Fixture) {
+    let mut sandbox = fixture.launch(Behaviour::Echo).await;
+    tokio::time::sleep(SHORT).await;
+    assert!(!sandbox.is_over());
+    let (first, second) = (sandbox.measure(), sandbox.measure());
+    assert!(second.cpu >= first.cpu && second.max_memory >= first.max_memory, "{first:?} {second:?}");
+    let (written, exit) = serve(sandbox, "after a while").await;
+    assert_eq!((written.stdout.as_slice(), exit.code), (b"after a while".as_slice(), 0));
+}
+
+pub async fn an_end_before_the_request_is_noticed(fixture: &dyn Fixture) {
+    let mut sandbox = fixture.launch(Behaviour::NeverReads).await;
+    eventually("the word of its end", || std::future::ready(sandbox.is_over().then_some(()))).await;
+    end(sandbox).await;
+}
+
+pub async fn a_session_answers_request_after_request(fixture: &dyn Fixture) {
+    let mut sandbox = fixture.launch(Behaviour::EchoLines).await;
+    for request in ["one\n", "two\n", "three\n"] {
+        sandbox.say(Bytes::from_static(request.as_bytes())).unwrap();
+        hear(&mut *sandbox, request.as_bytes()).await;
+    }
+    let large: Vec<u8> = std::iter::repeat_n(b'x', 1 << 20).chain([b'\n']).collect();
+    sandbox.say(large.clone().into()).unwrap();
+    hear(&mut *sandbox, &large).await;
+    assert!(tokio::time::timeout(SHORT, sandbox.next_output()).await.is_err(), "it waits for the next");
+    end(sandbox).await;
+}
+
+pub async fn a_session_and_one_request_do_not_mix(fixture: &dyn Fixture) {
+    let mut sandbox = fixture.launch(Behaviour::EchoLines).await;
+    sandbox.say(Bytes::from_static(b"one\n")).unwrap();
+    assert_eq!(sandbox.send(Bytes::new()).unwrap_err().kind(), FaultKind::Misuse);
+    hear(&mut *sandbox, b"one\n").await;
+    sandbox.kill().await.unwrap();
+    assert_eq!(sandbox.say(Bytes::new()).unwrap_err().kind(), FaultKind::Misuse);
+    assert_eq!(sandbox.freeze().await.unwrap_err().kind(), FaultKind::Misuse);
+    sandbox.remove().await.unwrap();
+    let mut sandbox = fixture.launch(Behaviour::Echo).await;
+    sandbox.send(Bytes::from_static(b"one")).unwrap();
+    assert_eq!(sandbox.say(Bytes::new()).unwrap_err().kind(), FaultKind::Misuse);
+    assert_eq!(read_all(&mut *sandbox).await.stdout, b"one");
+    sandbox.wait().await.unwrap();
+    sandbox.remove().await.unwrap();
+}
+
+pub async fn a_frozen_container_is_silent_and_goes_on(fixture: &dyn Fixture) {
+    let mut sandbox = fixture.launch(Behaviour::Ticks(Duration::from_millis(20))).await;
+    sandbox.say(Bytes::new()).unwrap();
+    hear(&mut *sandbox, b".").await;
+    for _ in 0..2 {
+        sandbox.freeze().await.unwrap();
+        sandbox.freeze().await.unwrap();
+        hush(&mut *sandbox).await;
+        let before = sandbox.measure().cpu;
+        assert!(tokio::time::timeout(2 * SHORT, sandbox.next_output()).await.is_err(), "it speaks while it is frozen");
+        assert_eq!(sandbox.measure().cpu, before, "it works while it is frozen");
+        sandbox.thaw().await.unwrap();
+        sandbox.thaw().await.unwrap();
+        within(LONG, "the next tick", sandbox.next_output()).await.unwrap().unwrap();
+    }
+    end(sandbox).await;
+}
+
+pub async fn a_frozen_container_is_spoken_to(fixture: &dyn Fixture) {
+    let mut sandbox = fixture.launch(Behaviour::EchoLines).await;
+    sandbox.say(Bytes::from_static(b"one\n")).unwrap();
+    hear(&mut *sandbox, b"one\n").await;
+    sandbox.freeze().await.unwrap();
+    sandbox.say(Bytes::from_static(b"two\n")).unwrap();
+    assert!(tokio::time::timeout(SHORT, sandbox.next_output()).await.is_err(), "it answers while it is frozen");
+    assert!(!sandbox.is_over());
+    sandbox.thaw().await.unwrap();
+    hear(&mut *sandbox, b"two\n").await;
+    end(sandbox).await;
+}
+
+pub async fn a_frozen_container_can_be_killed(fixture: &dyn Fixture) {
+    let mut sandbox = fixture.launch(Behaviour::Hang).await;
+    sandbox.say(Bytes::new()).unwrap();
+    sandbox.freeze().await.unwrap();
+    within(Duration::from_secs(5), "the kill of a frozen container", sandbox.kill()).await.unwrap();
+    assert_eq!(sandbox.wait().await.unwrap().code, 137);
+    sandbox.remove().await.unwrap();
+    let mut swept = fixture.launch(Behaviour::Hang).await;
+    swept.freeze().await.unwrap();
+    drop(swept);
+    assert_eq!(fixture.runner().sweep(&|_| false).await.unwrap(), 1, "a frozen leftover");
 }
 
 pub async fn the_runner_says_what_it_is(fixture: &dyn Fixture) {

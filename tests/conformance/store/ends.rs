@@ -83,6 +83,19 @@ pub(crate) async fn a_stated_reply_replaces_the_streamed_one<F: Fixture>() {
     assert_eq!(get(&*store, &id).await.text, "final \0");
 }
 
+pub(crate) async fn a_run_is_not_cancelled_beside_its_container<F: Fixture>() {
+    let fixture = F::open().await;
+    let store = fixture.store();
+    let id = submit(&*store, alone("u")).await;
+    let lease = claim(&*store, &id).await;
+    store.cancel(&id).await.unwrap().unwrap();
+    let alive = Finished { lives: true, ..ended(AttemptOutcome::Finished) };
+    assert!(store.finish(&lease, alive, None).await.unwrap().is_err());
+    assert_eq!(get(&*store, &id).await.status, Status::Cancelling);
+    let killed = store.finish(&lease, ended(AttemptOutcome::Finished), None).await.unwrap().unwrap();
+    assert_eq!(killed.run.status, Status::Cancelled);
+}
+
 pub(crate) async fn a_run_ends_once<F: Fixture>() {
     let fixture = F::open().await;
     let store = fixture.store();
@@ -94,6 +107,8 @@ pub(crate) async fn a_run_ends_once<F: Fixture>() {
         exit_code: Some(3),
         truncated: true,
         usage: Usage { wall_millis: Some(5), ..Usage::default() },
+        lives: false,
+        sandbox: None,
     };
     store.finish(&lease, finished, None).await.unwrap().unwrap();
     let run = get(&*store, &id).await;

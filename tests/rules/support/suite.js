@@ -20,7 +20,10 @@ const STRANGER = "eve";
 const OWNED = ["runs/run_ada", "conversations/conv_ada", "batches/batch_ada"];
 const PIECES = ["runs/run_ada/deltas/000001-000000000001", "runs/run_ada/final/000001-000000000001"];
 const VISIBLE = [...OWNED, ...PIECES];
-const INTERNAL = ["lines/ada", "idempotency/ada", "trash/ada", "settings/ada", "runs/run_ada/notes/1", "conversations/conv_ada/notes/1"];
+const INTERNAL = [
+  "lines/ada", "idempotency/ada", "trash/ada", "settings/ada", "runs/run_ada/notes/1", "conversations/conv_ada/notes/1",
+  "runs/run_ada/files/000001", "runs/run_ada/fileParts/000001-0f-0000",
+];
 const EVERYTHING = [...VISIBLE, ...INTERNAL];
 const parent = (path) => path.slice(0, path.lastIndexOf("/"));
 
@@ -115,7 +118,7 @@ export const cases = {
 
   "nobody reads across all runs": async ({ owner, ...others }) => {
     for (const db of [owner, ...readers(others)]) {
-      await allFail(["deltas", "final", "notes"].map((name) => () => getDocs(query(collectionGroup(db, name), where("userId", "==", OWNER)))));
+      await allFail(["deltas", "final", "notes", "files", "fileParts"].map((name) => () => getDocs(query(collectionGroup(db, name), where("userId", "==", OWNER)))));
     }
   },
 

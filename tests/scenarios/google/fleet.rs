@@ -19,6 +19,8 @@ use quayside_shared::store::{MultitaskStrategy, NewRun, Store, StoreOptions};
 use quayside_worker::attempt::Attempts;
 use quayside_worker::consumer::consume;
 use quayside_worker::lease::LeaseTimes;
+use quayside_worker::pool::{Pool, PoolOptions};
+use quayside_worker::proof::gate::Gate;
 use quayside_worker::runner::scripted::ScriptedRunner;
 use quayside_worker::slots::{LiveContainers, Slots};
 use quayside_worker::sweeper::Sweeper;
@@ -194,8 +196,10 @@ async fn work(google: Google, agents: BTreeMap<quayside_shared::ids::AgentName, 
     let never = CancellationToken::new();
     tokio::spawn(sweeper.run(never.clone()));
     let attempts = Attempts {
+        pool: Pool::new(runner.clone(), live.clone(), agents.values(), PoolOptions::off()),
         store,
         queue,
+        gate: Arc::new(Gate::trusting(runner.clone())),
         runner,
         agents,
         worker: WorkerId::random(),
@@ -220,6 +224,7 @@ pub(super) fn new_run() -> NewRun {
         timeout: Duration::from_secs(60),
         queue_ttl: None,
         metadata: BTreeMap::new(),
+        files: Vec::new(),
         idempotency: None,
     }
 }

@@ -58,6 +58,7 @@ async fn submit(store: &FirestoreStore, queue: &Shuffled, user: usize, number: u
         timeout: Duration::from_secs(60),
         queue_ttl: None,
         metadata: BTreeMap::new(),
+        files: Vec::new(),
         idempotency: None,
     };
     let run = store.submit(new).await.unwrap();

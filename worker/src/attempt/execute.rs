@@ -1,4 +1,4 @@
-//! The container's part of an attempt: launch, converse, and the verdict.
+//! The container's part of an attempt: obtain, listen, and the verdict.
 
 use std::time::Duration;
 
@@ -11,28 +11,20 @@ use quayside_shared::store::Lease;
 use quayside_shared::telemetry::names;
 use tokio::time::Instant;
 
-use super::{Attempts, Ending, Leftover, RETRY};
+use super::container::Rest;
+use super::{Attempts, Ending, Leftover};
 use crate::lease::LeaseKeeper;
 use crate::protocol::{self, ReplyReader};
 use crate::reply::ReplyWriter;
-use crate::runner::{ContainerKey, Exit, Fault, FaultKind, LaunchSpec, OutputChunk, Sandbox};
-use crate::slots::{Announced, Slot};
+use crate::runner::{Exit, Fault, FaultKind, Measured, OutputChunk, Sandbox};
 
 /// The conversation's past that an agent is given, at most.
 const HISTORY_BYTES: usize = 256 << 10;
 /// The end of standard error that a failed run tells its user.
 const LOG_TAIL: usize = 2 << 10;
-/// After its result an agent may take this long to exit by itself.
-const EXIT_GRACE: Duration = Duration::from_secs(2);
-
-/// A cancellation waits this long for a launch that is under way; an ordinary one takes a few hundred milliseconds.
-const LAUNCH_GRACE: Duration = Duration::from_secs(5);
-
-/// What a failed launch may have left behind is looked for this long, before the run goes to another attempt.
-const CLEAN_UP: Duration = Duration::from_secs(5);
 
 /// Why a conversation with a container was broken off.
-enum Interrupt {
+pub(super) enum Interrupt {
     LeaseLost,
     Cancelled,
     TimedOut,
@@ -55,7 +47,7 @@ impl Heard {
 }
 
 impl Attempts {
-    pub(super) async fn execute(&self, run: &Run, lease: &Lease, keeper: &LeaseKeeper, slot: &Slot, claimed: Instant) -> (Ending, Option<Leftover>) {
+    pub(super) async fn execute(&self, run: &Run, lease: &Lease, keeper: &LeaseKeeper, claimed: Instant) -> (Ending, Option<Leftover>) {
         let Some(agent) = self.agents.get(&run.agent) else {
             let error = RunError::new(ErrorCode::SandboxError, format!("the agent `{}` is not configured on this worker any more", run.agent));
             return (Ending::Finished(finished(AttemptOutcome::Refused, Some(error)), None), None);
@@ -64,17 +56,9 @@ impl Attempts {
             Ok(request) => request,
             Err(outcome) => return (Ending::Released(outcome), None),
         };
-        let announced = self.live.announce(ContainerKey::Run { run_id: run.id.clone(), epoch: lease.epoch });
-        let spec = LaunchSpec { agent: agent.clone(), key: announced.key().clone(), place: slot.number() };
-        let mut sandbox = match self.launch(&spec, keeper).await {
-            Ok(Ok(sandbox)) => sandbox,
-            Ok(Err(fault)) => {
-                if matches!(fault.kind(), FaultKind::Engine | FaultKind::Misuse) {
-                    self.clean_up(run, announced, keeper, Some(Instant::now() + CLEAN_UP)).await;
-                }
-                return (launch_failed(run, &fault), None);
-            }
-            Err(interrupt) => return (self.abandon(interrupt, run, announced, keeper).await, None),
+        let mut obtained = match self.obtain(agent, run, lease, request, keeper).await {
+            Ok(obtained) => obtained,
+            Err(ending) => return (ending, None),
         };
         let started = Instant::now();
         metrics::histogram!(names::START_SECONDS).record((started - claimed).as_secs_f64());
@@ -83,72 +67,55 @@ impl Attempts {
         let told = tokio::select! {
             biased;
             interrupt = self.interrupted(keeper, Some(started + run.timeout())) => Err(interrupt),
-            told = converse(&mut *sandbox, request, &mut heard, &writer) => Ok(told),
+            told = listen(&mut *obtained.container.sandbox, &mut heard, &writer) => Ok(told),
         };
         let mut usage = Usage { start_millis: Some(millis(started - claimed)), wall_millis: Some(millis(started.elapsed())), ..Usage::default() };
+        let before = obtained.before;
+        let sandbox = &mut *obtained.container.sandbox;
+        // Whether its program may still do something: then nobody looks into its workspace.
+        let mut rest = Rest::Gone;
         let ending = match told {
-            Ok(Ok(exit)) => {
-                measured(&mut usage, &exit);
-                exited(agent, &exit, heard, writer, usage).await
+            Ok(Ok(Told::Ended(exit))) => {
+                measured(&mut usage, &before, exit.cpu, exit.max_memory);
+                exited(agent, &exit, heard, writer, usage, false).await
+            }
+            Ok(Ok(Told::Complete)) => {
+                let so_far = sandbox.measure();
+                measured(&mut usage, &before, so_far.cpu, so_far.max_memory);
+                match self.before_the_end(run, &mut obtained, keeper).await {
+                    Some(now) => {
+                        rest = now;
+                        // What its program does from here on does not count, and so neither does its exit.
+                        let exit = Exit { code: 0, oom: false, cpu: so_far.cpu, max_memory: so_far.max_memory };
+                        exited(agent, &exit, heard, writer, usage, rest != Rest::Gone).await
+                    }
+                    None => Ending::LeaseLost,
+                }
             }
             Ok(Err(fault)) => {
                 tracing::warn!(run_id = %run.id, error = %chain(&fault), "the engine failed under a running container");
                 drop(writer);
-                self.kill(&mut *sandbox, run, keeper).await;
+                self.kill(sandbox, run, keeper).await;
                 Ending::Released(AttemptOutcome::EngineFault)
             }
+            // Should it not be possible, it may go on talking for ever: nobody listens to it any more.
+            Err(_) if !self.kill(sandbox, run, keeper).await => Ending::LeaseLost,
             Err(interrupt) => {
-                if !self.kill(&mut *sandbox, run, keeper).await {
-                    // It may go on talking for ever: nobody listens to it any more, and the sweeper takes it.
-                    return (Ending::LeaseLost, None);
-                }
                 // What had arrived when it was killed was said.
                 while let Some(Ok(chunk)) = sandbox.next_output().await {
                     heard.take(chunk, &writer);
                 }
                 if let Ok(exit) = sandbox.wait().await {
-                    measured(&mut usage, &exit);
+                    measured(&mut usage, &before, exit.cpu, exit.max_memory);
                 }
                 interrupted(agent, interrupt, run, heard, writer, usage).await
             }
         };
-        (ending, Some(Leftover { sandbox, _announced: announced }))
-    }
-
-    /// Launches; a launch that is still under way some time after an interrupt (an image that is being fetched) is
-    /// abandoned.
-    async fn launch(&self, spec: &LaunchSpec, keeper: &LeaseKeeper) -> Result<Result<Box<dyn Sandbox>, Fault>, Interrupt> {
-        let launch = self.runner.launch(spec);
-        tokio::pin!(launch);
-        tokio::select! {
-            biased;
-            launched = &mut launch => Ok(launched),
-            interrupt = self.interrupted(keeper, None) => tokio::time::timeout(LAUNCH_GRACE, launch).await.map_err(|_elapsed| interrupt),
-        }
-    }
-
-    /// Ends an attempt whose launch was abandoned: what it may have made is removed before anything is said.
-    async fn abandon(&self, interrupt: Interrupt, run: &Run, announced: Announced, keeper: &LeaseKeeper) -> Ending {
-        self.clean_up(run, announced, keeper, None).await;
-        match interrupt {
-            Interrupt::LeaseLost => Ending::LeaseLost,
-            Interrupt::HandBack(outcome) => Ending::Released(outcome),
-            Interrupt::Cancelled => Ending::Finished(finished(AttemptOutcome::Cancelled, None), None),
-            Interrupt::TimedOut => Ending::Finished(finished(AttemptOutcome::TimedOut, None), None),
-        }
-    }
-
-    /// Removes what a launch that came to nothing may have made all the same, so that nobody calls the run cancelled while
-    /// it lives. Tries until it is done, the lease is lost, or `until`: an engine that stays away must not keep the run.
-    async fn clean_up(&self, run: &Run, announced: Announced, keeper: &LeaseKeeper, until: Option<Instant>) {
-        drop(announced);
-        while let Err(fault) = self.runner.sweep(&|key| self.live.contains(key)).await {
-            tracing::warn!(run_id = %run.id, error = %chain(&fault), "a launch that came to nothing cannot be cleaned up");
-            if keeper.lost.is_cancelled() || until.is_some_and(|until| Instant::now() >= until) {
-                break;
-            }
-            tokio::time::sleep(RETRY).await;
-        }
+        let ending = match rest {
+            Rest::AtWork => ending,
+            Rest::Still | Rest::Gone => self.keep_files(agent, lease, keeper, &mut obtained, ending).await,
+        };
+        (ending, Some(Leftover { obtained, lives: rest != Rest::Gone }))
     }
 
     /// The bytes for standard input.
@@ -166,7 +133,7 @@ impl Attempts {
         })
     }
 
-    async fn interrupted(&self, keeper: &LeaseKeeper, deadline: Option<Instant>) -> Interrupt {
+    pub(super) async fn interrupted(&self, keeper: &LeaseKeeper, deadline: Option<Instant>) -> Interrupt {
         let timed_out = async {
             match deadline {
                 Some(deadline) => tokio::time::sleep_until(deadline).await,
@@ -186,59 +153,28 @@ impl Attempts {
     fn handed_back(&self) -> AttemptOutcome {
         if self.preempted.is_cancelled() { AttemptOutcome::Preempted } else { AttemptOutcome::Drained }
     }
-
-    /// Kills until the engine confirms it. Only a lost lease ends the trying: `cancelled` must not be said before. Says
-    /// whether it is dead.
-    async fn kill(&self, sandbox: &mut dyn Sandbox, run: &Run, keeper: &LeaseKeeper) -> bool {
-        while let Err(fault) = sandbox.kill().await {
-            tracing::warn!(run_id = %run.id, error = %chain(&fault), "a container could not be killed, trying again");
-            if keeper.lost.is_cancelled() {
-                return false;
-            }
-            tokio::time::sleep(RETRY).await;
-        }
-        true
-    }
 }
 
-/// Sends the request and listens until the program has ended.
-async fn converse(sandbox: &mut dyn Sandbox, request: bytes::Bytes, heard: &mut Heard, writer: &ReplyWriter) -> Result<Exit, Fault> {
-    sandbox.send(request)?;
-    let mut complete_since = None;
-    loop {
-        let chunk = match complete_since {
-            None => sandbox.next_output().await,
-            // It has said its last word; a program that lingers is not waited for.
-            Some(since) => match tokio::time::timeout_at(since + EXIT_GRACE, sandbox.next_output()).await {
-                Ok(chunk) => chunk,
-                Err(_elapsed) => return end_lingering(sandbox).await,
-            },
-        };
-        match chunk.transpose()? {
-            Some(chunk) => heard.take(chunk, writer),
-            None => break,
-        }
+/// What ended the listening.
+enum Told {
+    /// The agent said that its reply is complete; its program may go on.
+    Complete,
+    /// The program ended.
+    Ended(Exit),
+}
+
+/// Listens until the reply is complete or the program has ended.
+async fn listen(sandbox: &mut dyn Sandbox, heard: &mut Heard, writer: &ReplyWriter) -> Result<Told, Fault> {
+    while let Some(chunk) = sandbox.next_output().await.transpose()? {
+        heard.take(chunk, writer);
         if heard.reader.is_complete() {
-            complete_since.get_or_insert_with(Instant::now);
+            return Ok(Told::Complete);
         }
     }
-    match complete_since {
-        None => sandbox.wait().await,
-        Some(since) => match tokio::time::timeout_at(since + EXIT_GRACE, sandbox.wait()).await {
-            Ok(exit) => exit,
-            Err(_elapsed) => end_lingering(sandbox).await,
-        },
-    }
+    sandbox.wait().await.map(Told::Ended)
 }
 
-/// The reply is complete and the program does not go: it is killed, and that is no failure of the run.
-async fn end_lingering(sandbox: &mut dyn Sandbox) -> Result<Exit, Fault> {
-    sandbox.kill().await?;
-    let exit = sandbox.wait().await?;
-    Ok(Exit { code: 0, oom: false, ..exit })
-}
-
-async fn exited(agent: &Agent, exit: &Exit, heard: Heard, writer: ReplyWriter, mut usage: Usage) -> Ending {
+async fn exited(agent: &Agent, exit: &Exit, heard: Heard, writer: ReplyWriter, mut usage: Usage, lives: bool) -> Ending {
     let Heard { reader, log } = heard;
     let ended = reader.end();
     let (outcome, error) = match (&ended, exit) {
@@ -260,7 +196,7 @@ async fn exited(agent: &Agent, exit: &Exit, heard: Heard, writer: ReplyWriter, m
     if writer.close().await.is_err() {
         return Ending::LeaseLost;
     }
-    let finished = Finished { outcome, error, exit_code: Some(exit.code), truncated: ended.truncated, usage };
+    let finished = Finished { outcome, error, exit_code: Some(exit.code), truncated: ended.truncated, usage, lives, sandbox: None };
     Ending::Finished(Box::new(finished), ended.stated)
 }
 
@@ -282,7 +218,7 @@ async fn interrupted(agent: &Agent, interrupt: Interrupt, run: &Run, heard: Hear
     Ending::Finished(Box::new(Finished { truncated: ended.truncated, usage, ..*finished(outcome, None) }), None)
 }
 
-fn launch_failed(run: &Run, fault: &Fault) -> Ending {
+pub(super) fn launch_failed(run: &Run, fault: &Fault) -> Ending {
     let refused = |code| {
         tracing::warn!(run_id = %run.id, error = %chain(fault), "the container was refused");
         Ending::Finished(finished(AttemptOutcome::Refused, Some(RunError::new(code, fault.to_string()))), None)
@@ -297,13 +233,14 @@ fn launch_failed(run: &Run, fault: &Fault) -> Ending {
     }
 }
 
-fn finished(outcome: AttemptOutcome, error: Option<RunError>) -> Box<Finished> {
-    Box::new(Finished { outcome, error, exit_code: None, truncated: false, usage: Usage::default() })
+pub(super) fn finished(outcome: AttemptOutcome, error: Option<RunError>) -> Box<Finished> {
+    Box::new(Finished { outcome, error, exit_code: None, truncated: false, usage: Usage::default(), lives: false, sandbox: None })
 }
 
-fn measured(usage: &mut Usage, exit: &Exit) {
-    usage.cpu_millis = exit.cpu.map(millis);
-    usage.max_memory_bytes = exit.max_memory;
+/// `before` is what runs that came before had used.
+fn measured(usage: &mut Usage, before: &Measured, cpu: Option<Duration>, max_memory: Option<u64>) {
+    usage.cpu_millis = cpu.map(|cpu| millis(cpu.saturating_sub(before.cpu.unwrap_or_default())));
+    usage.max_memory_bytes = max_memory;
 }
 
 fn millis(duration: Duration) -> u64 {

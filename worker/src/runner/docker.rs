@@ -7,6 +7,7 @@
 
 mod container;
 mod engine;
+mod host;
 mod image;
 mod labels;
 mod launch;
@@ -14,13 +15,15 @@ mod sandbox;
 mod settings;
 mod sweep;
 mod usage;
+mod versions;
 mod watch;
 
 use std::sync::Arc;
 
 use async_trait::async_trait;
 
-use super::{ContainerKey, EngineInfo, Fault, FaultKind, LaunchSpec, Runner, Sandbox};
+use super::workspace::Workspaces;
+use super::{Component, ContainerKey, EngineInfo, Fault, FaultKind, LaunchSpec, Runner, Sandbox};
 use engine::{Engine, QUICK};
 
 /// The lowest base of container uids: below it are the uids of the host's own accounts.
@@ -46,6 +49,7 @@ pub struct DockerRunner {
     engine: Arc<Engine>,
     programs: launch::KnownPrograms,
     watch: Arc<watch::EngineWatch>,
+    workspaces: Option<host::HostWorkspaces>,
 }
 
 impl DockerRunner {
@@ -63,7 +67,15 @@ impl DockerRunner {
             return Err(Fault::new(FaultKind::Refused, sentence));
         }
         let engine = Arc::new(Engine::new(options.host.clone())?);
-        Ok(Self { options, engine, programs: launch::KnownPrograms::default(), watch: Arc::default() })
+        Ok(Self { options, engine, programs: launch::KnownPrograms::default(), watch: Arc::default(), workspaces: None })
+    }
+
+    /// The same with `/workspace` on a file system that the worker mounts, where it and the engine can: what a run left there
+    /// can be read then. Elsewhere it is the engine's own, and nobody sees it.
+    #[must_use]
+    pub fn with_workspaces(mut self, workspaces: Workspaces) -> Self {
+        self.workspaces = Some(host::HostWorkspaces::new(workspaces));
+        self
     }
 }
 
@@ -74,7 +86,13 @@ impl Runner for DockerRunner {
     }
 
     async fn sweep(&self, live: &(dyn for<'a> Fn(&'a ContainerKey) -> bool + Send + Sync)) -> Result<usize, Fault> {
-        sweep::sweep(&self.engine, &self.options.instance, live).await
+        let swept = sweep::sweep(&self.engine, &self.options.instance, live).await?;
+        if let Some(workspaces) = &self.workspaces {
+            // Their containers are gone by now. They do not count: each has had one.
+            let swept = workspaces.all().sweep(&|key| live(key));
+            swept.map_err(|error| Fault::new(FaultKind::Engine, "workspaces that are left cannot be unmounted").with_source(error))?;
+        }
+        Ok(swept)
     }
 
     async fn ping(&self) -> Result<EngineInfo, Fault> {
@@ -88,6 +106,13 @@ impl Runner for DockerRunner {
             description.push_str(&format!(", runc {}", runc.version));
         }
         Ok(EngineInfo { description })
+    }
+
+    async fn components(&self) -> Result<Vec<Component>, Fault> {
+        let docker = self.engine.client().await?;
+        let version = self.engine.call(QUICK, docker.version()).await;
+        let version = version.map_err(|error| engine::fault("asking for its version", error))?;
+        Ok(versions::of(&version, self.options.runtime.as_deref()))
     }
 
     async fn image_digest(&self, image: &str) -> Result<Option<String>, Fault> {

@@ -22,7 +22,8 @@ use std::path::PathBuf;
 use async_trait::async_trait;
 use futures::{StreamExt, stream};
 
-use super::{ContainerKey, EngineInfo, Fault, FaultKind, LaunchSpec, Runner, Sandbox};
+use super::workspace::Workspaces;
+use super::{Component, ContainerKey, EngineInfo, Fault, FaultKind, LaunchSpec, Runner, Sandbox};
 use container::{Container, fault};
 use groups::{Groups, Hierarchies};
 use images::Images;
@@ -60,6 +61,7 @@ pub struct OciRunner {
     images: Images,
     launcher: Launcher,
     seccomp: serde_json::Value,
+    workspaces: Option<Workspaces>,
 }
 
 impl OciRunner {
@@ -86,9 +88,17 @@ impl OciRunner {
             groups: Groups::new(hierarchies, options.instance.clone()),
             images: Images::new(options.images.clone(), options.docker_host.clone()),
             seccomp: seccomp::profile()?,
+            workspaces: None,
             runtime,
             options,
         })
+    }
+
+    /// The same with `/workspace` on a file system that the worker mounts: what a run left there can be read then.
+    #[must_use]
+    pub fn with_workspaces(mut self, workspaces: Workspaces) -> Self {
+        self.workspaces = Some(workspaces);
+        self
     }
 
     /// The folder of this instance's containers.
@@ -141,6 +151,10 @@ impl Runner for OciRunner {
             removal?;
             removed += 1;
         }
+        if let Some(workspaces) = &self.workspaces {
+            // Their containers are gone by now. They do not count: each has had one.
+            workspaces.sweep(&|key| live(key)).map_err(|error| fault("unmounting workspaces that are left", error))?;
+        }
         self.remove_empty();
         Ok(removed)
     }
@@ -149,6 +163,10 @@ impl Runner for OciRunner {
         writable(self.groups.hierarchies())?;
         let description = format!("{}, {}, no engine", self.runtime.version, self.groups.hierarchies().describe());
         Ok(EngineInfo { description })
+    }
+
+    async fn components(&self) -> Result<Vec<Component>, Fault> {
+        Ok(self.runtime.components())
     }
 
     async fn image_digest(&self, image: &str) -> Result<Option<String>, Fault> {

@@ -6,6 +6,8 @@ use super::{Fault, FaultKind};
 #[derive(Debug, Default)]
 pub(crate) struct Order {
     sent: bool,
+    /// Spoken to with `say`: another request may follow.
+    said: bool,
     output_ended: bool,
     killed: bool,
     exited: bool,
@@ -25,6 +27,23 @@ impl Order {
             return Err(misuse("`send` twice: a container serves one request"));
         }
         Ok(())
+    }
+
+    /// Asks for `say`, and notes it.
+    pub(crate) fn say(&mut self) -> Result<(), Fault> {
+        if self.killed {
+            return Err(misuse("`say` after `kill`"));
+        }
+        if self.sent && !self.said {
+            return Err(misuse("`say` after `send`: standard input is closed"));
+        }
+        (self.sent, self.said) = (true, true);
+        Ok(())
+    }
+
+    /// Asks for `freeze` or `thaw`.
+    pub(crate) fn freeze(&self) -> Result<(), Fault> {
+        if self.killed { Err(misuse("a killed container is neither frozen nor thawed")) } else { Ok(()) }
     }
 
     /// Asks for `next_output`.
@@ -83,6 +102,22 @@ mod tests {
         order.wait().unwrap();
         order.remove().unwrap();
         assert_eq!(order.send().unwrap_err().kind(), FaultKind::Misuse);
+    }
+
+    #[test]
+    fn a_session_is_spoken_to_again_and_never_sent_to() {
+        let mut order = Order::default();
+        order.say().unwrap();
+        order.next_output().unwrap();
+        order.freeze().unwrap();
+        order.say().unwrap();
+        assert_eq!(order.send().unwrap_err().kind(), FaultKind::Misuse);
+        order.note_killed();
+        assert_eq!(order.say().unwrap_err().kind(), FaultKind::Misuse);
+        assert_eq!(order.freeze().unwrap_err().kind(), FaultKind::Misuse);
+        let mut order = Order::default();
+        order.send().unwrap();
+        assert_eq!(order.say().unwrap_err().kind(), FaultKind::Misuse);
     }
 
     #[test]

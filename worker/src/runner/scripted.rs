@@ -7,6 +7,9 @@
 //! | word | what the program does |
 //! | --- | --- |
 //! | `echo` | reads the request to its end and writes it to standard output |
+//! | `echo-lines` | writes each request back, until standard input ends |
+//! | `answers` | answers each request with a result event, `1: …`, `2: …`, until standard input ends |
+//! | `ticks:10ms` | writes a `.` each time, for ever |
 //! | `stdout:TEXT`, `stderr:TEXT` | writes `TEXT` |
 //! | `stdout-hex:FF00` | writes these bytes |
 //! | `stdout-bytes:N` | writes `N` times an `x` |
@@ -15,11 +18,12 @@
 //! | `exit:N`, `signal:N`, `oom` | ends; without any of them it ends with exit code 0 |
 //! | `hang` | does nothing until it is killed |
 //! | `ignore-stdin` | nothing: it never reads unless it says `echo` |
+//! | `launch-sleep:200ms` | is started after this time |
 //! | `launch-fault:engine`, `launch-fault:image`, `launch-fault:refused` | is never started |
 
 mod script;
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet, VecDeque};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -29,7 +33,7 @@ use bytes::Bytes;
 use tokio::time::Instant;
 
 use super::order::Order;
-use super::{ContainerKey, EngineInfo, Exit, Fault, FaultKind, LaunchSpec, OutputChunk, Runner, Sandbox};
+use super::{ContainerKey, EngineInfo, Exit, Fault, FaultKind, LaunchSpec, Measured, OutputChunk, Runner, Sandbox};
 use script::{Program, Step};
 
 /// See the module's description.
@@ -38,14 +42,27 @@ pub struct ScriptedRunner {
     containers: Containers,
     launched: AtomicUsize,
     engine_down: AtomicBool,
+    /// What a container is said to have used.
+    memory: Option<u64>,
+    /// How often the images were built anew.
+    images: AtomicUsize,
 }
 
 /// Everything that was launched and not removed.
 #[derive(Debug, Clone, Default)]
-struct Containers(Arc<Mutex<HashSet<ContainerKey>>>);
+struct Containers(Arc<Mutex<HashMap<ContainerKey, Arc<Seen>>>>);
+
+/// What is seen of a container from outside.
+#[derive(Debug, Default)]
+struct Seen {
+    place: u32,
+    frozen: AtomicBool,
+    /// Ended by somebody else.
+    ended: AtomicBool,
+}
 
 impl Containers {
-    fn all(&self) -> MutexGuard<'_, HashSet<ContainerKey>> {
+    fn all(&self) -> MutexGuard<'_, HashMap<ContainerKey, Arc<Seen>>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -60,7 +77,37 @@ impl ScriptedRunner {
     /// What was launched and is not removed, dead or alive.
     #[must_use]
     pub fn containers(&self) -> HashSet<ContainerKey> {
-        self.containers.all().clone()
+        self.containers.all().keys().cloned().collect()
+    }
+
+    /// Their places.
+    #[must_use]
+    pub fn places(&self) -> Vec<u32> {
+        self.containers.all().values().map(|seen| seen.place).collect()
+    }
+
+    /// Those that are frozen.
+    #[must_use]
+    pub fn frozen(&self) -> HashSet<ContainerKey> {
+        self.containers.all().iter().filter(|(_, seen)| seen.frozen.load(Ordering::SeqCst)).map(|(key, _)| key.clone()).collect()
+    }
+
+    /// Ends a container behind the worker's back.
+    pub fn end(&self, key: &ContainerKey) {
+        if let Some(seen) = self.containers.all().get(key) {
+            seen.ended.store(true, Ordering::SeqCst);
+        }
+    }
+
+    /// From now on every image's name leads to another image.
+    pub fn rebuild_images(&self) {
+        self.images.fetch_add(1, Ordering::SeqCst);
+    }
+
+    /// The same runner, whose containers are said to have used so many bytes of memory.
+    #[must_use]
+    pub fn using(self, memory: u64) -> Self {
+        Self { memory: Some(memory), ..self }
     }
 
     /// How many containers were launched so far.
@@ -87,8 +134,13 @@ impl Runner for ScriptedRunner {
     async fn launch(&self, spec: &LaunchSpec) -> Result<Box<dyn Sandbox>, Fault> {
         self.engine()?;
         let program = Program::parse(&spec.agent)?;
+        let time = script::launch_time(&spec.agent);
+        if !time.is_zero() {
+            tokio::time::sleep(time).await;
+        }
         let key = spec.key.clone();
-        self.containers.all().insert(key.clone());
+        let seen = Arc::new(Seen { place: spec.place, ..Seen::default() });
+        self.containers.all().insert(key.clone(), Arc::clone(&seen));
         self.launched.fetch_add(1, Ordering::SeqCst);
         if spec.agent.command.iter().any(|word| word == script::LAUNCH_HANG) {
             std::future::pending::<()>().await;
@@ -96,10 +148,15 @@ impl Runner for ScriptedRunner {
         Ok(Box::new(ScriptedSandbox {
             containers: self.containers.clone(),
             key,
+            seen,
             order: Order::default(),
             program,
             at: Instant::now(),
-            request: Bytes::new(),
+            requests: VecDeque::new(),
+            input_ended: false,
+            answered: 0,
+            frozen: None,
+            memory: self.memory,
             exit: None,
         }))
     }
@@ -108,7 +165,7 @@ impl Runner for ScriptedRunner {
         self.engine()?;
         let mut containers = self.containers.all();
         let before = containers.len();
-        containers.retain(|key| live(key));
+        containers.retain(|key, _| live(key));
         Ok(before - containers.len())
     }
 
@@ -119,7 +176,7 @@ impl Runner for ScriptedRunner {
 
     async fn image_digest(&self, image: &str) -> Result<Option<String>, Fault> {
         self.engine()?;
-        Ok((image != Program::MISSING_IMAGE).then(|| format!("sha256:{image}")))
+        Ok((image != Program::MISSING_IMAGE).then(|| format!("sha256:{image}-{}", self.images.load(Ordering::SeqCst))))
     }
 }
 
@@ -128,24 +185,64 @@ impl Runner for ScriptedRunner {
 struct ScriptedSandbox {
     containers: Containers,
     key: ContainerKey,
+    seen: Arc<Seen>,
     order: Order,
     program: Program,
     /// When the program's next step begins.
     at: Instant,
-    request: Bytes,
+    requests: VecDeque<Bytes>,
+    input_ended: bool,
+    /// Requests that were answered with a result.
+    answered: u32,
+    /// Since when.
+    frozen: Option<Instant>,
+    memory: Option<u64>,
     exit: Option<Exit>,
 }
 
 impl ScriptedSandbox {
+    fn engine_has_it(&self) -> Result<(), Fault> {
+        if self.seen.ended.load(Ordering::SeqCst) {
+            return Err(Fault::new(FaultKind::Engine, "the program was ended by somebody else"));
+        }
+        Ok(())
+    }
+
     /// Plays the next step. Cancel-safe: a step is taken off the script when it is over.
     async fn step(&mut self) -> Option<OutputChunk> {
+        if self.frozen.is_some() {
+            std::future::pending::<()>().await;
+        }
         match self.program.next() {
-            Step::Write(chunk) => return Some(chunk),
+            Step::Write(chunk) => {
+                self.program.done();
+                return Some(chunk);
+            }
             Step::Echo => {
-                let request = std::mem::take(&mut self.request);
+                let request: Vec<u8> = self.requests.drain(..).flatten().collect();
                 self.at = self.at.max(Instant::now());
-                self.program.replace(Step::Write(OutputChunk::Stdout(request)));
+                self.program.replace(Step::Write(OutputChunk::Stdout(request.into())));
                 return None;
+            }
+            Step::EchoLines | Step::Answers if self.requests.is_empty() && !self.input_ended => std::future::pending().await,
+            step @ (Step::EchoLines | Step::Answers) => {
+                self.at = self.at.max(Instant::now());
+                let Some(request) = self.requests.pop_front() else {
+                    self.program.done();
+                    return None;
+                };
+                if matches!(step, Step::EchoLines) {
+                    return Some(OutputChunk::Stdout(request));
+                }
+                self.answered += 1;
+                let text = format!("{}: {}", self.answered, String::from_utf8_lossy(&request));
+                let event = serde_json::json!({ "type": "result", "text": text });
+                return Some(OutputChunk::Stdout(format!("{event}\n").into()));
+            }
+            Step::Ticks(every) => {
+                self.at = self.at.max(Instant::now());
+                tokio::time::sleep_until(self.at + every).await;
+                return Some(OutputChunk::Stdout(Bytes::from_static(b".")));
             }
             Step::Sleep(time) => {
                 tokio::time::sleep_until(self.at + time).await;
@@ -168,7 +265,41 @@ impl ScriptedSandbox {
 impl Sandbox for ScriptedSandbox {
     fn send(&mut self, request: Bytes) -> Result<(), Fault> {
         self.order.send()?;
-        self.request = request;
+        self.requests.push_back(request);
+        self.input_ended = true;
+        Ok(())
+    }
+
+    fn say(&mut self, request: Bytes) -> Result<(), Fault> {
+        self.order.say()?;
+        self.requests.push_back(request);
+        Ok(())
+    }
+
+    fn is_over(&mut self) -> bool {
+        let ended = self.exit.is_some() || matches!(self.program.next(), Step::End { .. });
+        ended || self.seen.ended.load(Ordering::SeqCst)
+    }
+
+    fn measure(&mut self) -> Measured {
+        Measured { cpu: Some(Duration::from_millis(10) * self.answered), max_memory: self.memory }
+    }
+
+    async fn freeze(&mut self) -> Result<(), Fault> {
+        self.order.freeze()?;
+        self.engine_has_it()?;
+        self.frozen.get_or_insert_with(Instant::now);
+        self.seen.frozen.store(true, Ordering::SeqCst);
+        Ok(())
+    }
+
+    async fn thaw(&mut self) -> Result<(), Fault> {
+        self.order.freeze()?;
+        self.engine_has_it()?;
+        if let Some(since) = self.frozen.take() {
+            self.at += since.elapsed();
+        }
+        self.seen.frozen.store(false, Ordering::SeqCst);
         Ok(())
     }
 
@@ -177,8 +308,11 @@ impl Sandbox for ScriptedSandbox {
             return Some(Err(misuse));
         }
         while self.order.wait().is_err() {
+            if self.seen.ended.load(Ordering::SeqCst) {
+                self.order.note_output_ended();
+                break;
+            }
             if let Some(chunk) = self.step().await {
-                self.program.done();
                 return Some(Ok(chunk));
             }
         }
@@ -200,10 +334,9 @@ impl Sandbox for ScriptedSandbox {
                 self.order.note_exited();
                 return Ok(exit);
             }
+            self.engine_has_it()?;
             // Written after the streams were closed: nobody gets it.
-            if self.step().await.is_some() {
-                self.program.done();
-            }
+            self.step().await;
         }
     }
 

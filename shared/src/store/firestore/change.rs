@@ -23,7 +23,7 @@ const PIECE_MAX: usize = 256 << 10;
 /// Pieces in one commit, which may have 10 MiB.
 const PIECES: usize = 16;
 /// A reply's pieces outlive their run at most by this: the longest attempt there can be.
-const PIECE_MARGIN: Duration = Duration::from_secs(8 * 24 * 3600);
+pub(super) const PIECE_MARGIN: Duration = Duration::from_secs(8 * 24 * 3600);
 
 /// What a change of a run with its line decided.
 enum Decision<T> {
@@ -102,6 +102,14 @@ impl FirestoreStore {
             Some((Came::Expired, _, line)) => Claim::Expired(line.startable(&self.options, self.now())),
             Some((Came::Claimed(lease), record, _)) => Claim::Claimed(lease, Box::new(record.run)),
         })
+    }
+
+    pub(super) async fn defer_run(&self, id: &RunId, reason: WaitingReason, delay: Duration) -> Result<()> {
+        let decided = self.change(id, |record, _, now| match state::defer(&mut record.run, reason, now + delay) {
+            Ok(()) => Decision::Write(()),
+            Err(_not_queued) => Decision::Leave(()),
+        });
+        decided.await.map(drop)
     }
 
     /// Reads a run under `lease`, decides, writes what changed of it; its line is not touched.

@@ -112,6 +112,19 @@ pub(super) fn integer_value(number: i64) -> Value {
     Value { value_type: Some(ValueType::IntegerValue(number)) }
 }
 
+/// Bytes as Firestore keeps them.
+pub(super) fn bytes_value(bytes: Vec<u8>) -> Value {
+    Value { value_type: Some(ValueType::BytesValue(bytes)) }
+}
+
+/// The bytes in a field.
+pub(super) fn bytes_in<'a>(fields: &'a Fields, key: &str) -> Option<&'a [u8]> {
+    match fields.get(key)?.value_type.as_ref()? {
+        ValueType::BytesValue(bytes) => Some(bytes),
+        _ => None,
+    }
+}
+
 /// The text in a field.
 pub(super) fn text_in<'a>(fields: &'a Fields, key: &str) -> Option<&'a str> {
     match fields.get(key)?.value_type.as_ref()? {
@@ -150,7 +163,7 @@ fn json(value: Value) -> Json {
         Some(ValueType::TimestampValue(time)) => Json::String(timestamp(&time).to_string()),
         Some(ValueType::ArrayValue(array)) => Json::Array(array.values.into_iter().map(json).collect()),
         Some(ValueType::MapValue(map)) => Json::Object(map.fields.into_iter().map(|(key, value)| (key, json(value))).collect()),
-        // Kinds that we never write: bytes, references, places.
+        // Kinds that no record has: bytes, references, places.
         Some(_) => Json::Null,
     }
 }

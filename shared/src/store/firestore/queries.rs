@@ -185,6 +185,8 @@ mod tests {
             pieces("final", "a".into(), "b".into(), 1),
             piece_names("deltas", 1),
             piece_names("final", 1),
+            piece_names("files", 1),
+            piece_names("fileParts", 1),
         ]
     }
 
@@ -291,6 +293,8 @@ mod tests {
             ),
             ("deltas", &["expireAt", "sequenceNumber", "text"]),
             ("final", &["expireAt", "sequenceNumber", "text"]),
+            ("files", &["expireAt", "files"]),
+            ("fileParts", &["expireAt", "data"]),
             ("conversations", &["createdAt", "updatedAt", "title"]),
             ("lines", &["entries"]),
             ("idempotency", &["expireAt"]),
@@ -302,7 +306,7 @@ mod tests {
                 assert!(!kept(collection, path), "{collection}.{path} rises or is long: exempt it");
             }
         }
-        for collection in ["runs", "deltas", "final", "idempotency", "removed", "deadLetters", "workers"] {
+        for collection in ["runs", "deltas", "final", "files", "fileParts", "idempotency", "removed", "deadLetters", "workers"] {
             let ttl = file["fieldOverrides"]
                 .as_array()
                 .unwrap()

@@ -40,7 +40,7 @@ impl FirestoreStore {
         self.with_reply(record).await.map(Some)
     }
 
-    async fn is_visible(&self, record: &RunRecord) -> Result<bool> {
+    pub(super) async fn is_visible(&self, record: &RunRecord) -> Result<bool> {
         let path = conversation_path(&record.run.user_id, &record.run.conversation_id);
         let found = self.client.get(&path).await?;
         Ok(found.is_some_and(|found| codec::text_in(&found.fields, "key") == Some(&record.conversation_key)))
@@ -84,6 +84,10 @@ impl FirestoreStore {
         let Some(Stored { record: RunRecord { run, .. }, .. }) = self.load(id).await? else { return Ok(None) };
         if run.status != Status::Queued {
             return Ok(None);
+        }
+        // Until somebody has looked at it again.
+        if run.waiting_reason == Some(WaitingReason::SandboxNotEnforced) {
+            return Ok(Some(Waiting { reason: WaitingReason::SandboxNotEnforced, position: 1 }));
         }
         if run.not_before.is_some_and(|at| at > self.now()) {
             let reason = if run.attempts.is_empty() { WaitingReason::Scheduled } else { WaitingReason::Retrying };

@@ -4,6 +4,8 @@
 //! runs/{run id}                         a run, small: its reply too while that is short
 //! runs/{run id}/deltas/{epoch}-{number} the reply as it came; of a lost attempt under an older epoch, ignored
 //! runs/{run id}/final/{epoch}-{part}    a stated reply that differs from the streamed one and is long
+//! runs/{run id}/files/{epoch}           the list of an attempt's files, or of the message's (epoch 0)
+//! runs/{run id}/fileParts/{epoch}-{hash}-{part}   what is in them; the path is hashed
 //! conversations/{hash}                  one of a user's conversations
 //! lines/{hash}                          a user's unfinished runs in order: who may start is decided on it alone
 //! idempotency/{hash}                    which run a key made
@@ -27,6 +29,7 @@ use crate::error::Result;
 use crate::ids::{ConversationId, RunId, UserId};
 use crate::run::{Run, Status};
 use crate::store::StoreOptions;
+use crate::store::files::FilePath;
 
 /// A reply up to this many bytes is in its run's document, where a listener sees it without reading anything else.
 pub(super) const TEXT_MAX: usize = 64 << 10;
@@ -175,6 +178,14 @@ pub(super) fn trash_path(key: &str) -> String {
 /// The name of a delta or a part: names sort as their numbers do.
 pub(super) fn piece_name(epoch: u64, number: u64) -> String {
     format!("{epoch:06}-{number:012}")
+}
+
+pub(super) fn file_list_path(run: &RunId, epoch: u64) -> String {
+    format!("{}/files/{epoch:06}", run_path(run))
+}
+
+pub(super) fn file_part_path(run: &RunId, epoch: u64, path: &FilePath, number: usize) -> String {
+    format!("{}/fileParts/{epoch:06}-{}-{number:04}", run_path(run), hash(&[path.as_str()]))
 }
 
 fn hash(parts: &[&str]) -> String {

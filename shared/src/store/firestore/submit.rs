@@ -159,6 +159,7 @@ impl FirestoreStore {
         for stored in cancelled.values() {
             writes.push(self.run_write(stored)?);
         }
+        writes.extend(self.input_writes(&record, &new.files)?);
         match self.client.commit(writes).await {
             Ok(Committed::Done) => {}
             Ok(Committed::Conflict) => return Ok(None),

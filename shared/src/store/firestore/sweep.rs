@@ -134,9 +134,9 @@ impl FirestoreStore {
         }
     }
 
-    /// Removes a run with all of its reply: the run last, so that a removal that broke off is found again.
+    /// Removes a run with all of its reply and its files: the run last, so that a removal that broke off is found again.
     async fn remove(&self, stored: &Stored<RunRecord>) -> Result<()> {
-        for collection in ["deltas", "final"] {
+        for collection in ["deltas", "final", "fileParts", "files"] {
             loop {
                 let pieces = self.client.query(&stored.path, queries::piece_names(collection, REMOVALS)).await?;
                 if pieces.is_empty() {

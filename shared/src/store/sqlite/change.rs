@@ -50,6 +50,15 @@ pub(super) fn claim(db: &Connection, id: &RunId, worker: &WorkerId, duration: Du
     }
 }
 
+pub(super) fn defer(db: &Connection, id: &RunId, reason: WaitingReason, delay: Duration, context: &Context) -> rusqlite::Result<Option<Run>> {
+    let Some(mut found) = load(db, id)? else { return Ok(None) };
+    if state::defer(&mut found.run, reason, context.now + delay).is_err() {
+        return Ok(None);
+    }
+    save(db, &mut found, context)?;
+    Ok(Some(found.run))
+}
+
 pub(super) fn heartbeat(db: &Connection, lease: &Lease, duration: Duration, context: &Context) -> rusqlite::Result<Fenced<Standing>> {
     let Some(mut found) = load(db, &lease.run_id)? else { return Ok(Err(LeaseLost)) };
     let Ok(record) = state::heartbeat(&mut found.run, lease.epoch, duration, context.now) else { return Ok(Err(LeaseLost)) };

@@ -19,7 +19,7 @@ pub(super) fn run(db: &Connection, id: &RunId) -> rusqlite::Result<Option<Run>> 
 }
 
 /// A run whose conversation was not deleted.
-fn visible(db: &Connection, id: &RunId) -> rusqlite::Result<Option<Stored>> {
+pub(super) fn visible(db: &Connection, id: &RunId) -> rusqlite::Result<Option<Stored>> {
     let Some(stored) = load(db, id)? else { return Ok(None) };
     let deleted: bool = db.prepare_cached("SELECT deleted FROM conversations WHERE pk = ?1")?.query_row([stored.conversation], |row| row.get(0))?;
     Ok((!deleted).then_some(stored))
@@ -56,7 +56,10 @@ pub(super) fn waiting(db: &Connection, id: &RunId, context: &Context) -> rusqlit
         );
         db.prepare_cached(&query)?.query_row(params, |row| row.get(0))
     };
-    let (reason, before) = if run.not_before.is_some_and(|at| at > context.now) {
+    let (reason, before) = if run.waiting_reason == Some(WaitingReason::SandboxNotEnforced) {
+        // Until somebody has looked at it again.
+        (WaitingReason::SandboxNotEnforced, 0)
+    } else if run.not_before.is_some_and(|at| at > context.now) {
         (if run.attempts.is_empty() { WaitingReason::Scheduled } else { WaitingReason::Retrying }, 0)
     } else if has_active_predecessor(db, conversation, ordinal)? {
         let earlier = "conversation = ?1 AND ordinal < ?2 AND status IN ('queued', 'in_progress', 'cancelling')";

@@ -184,5 +184,6 @@ fn insert(db: &Connection, prepared: &Prepared, conversation: i64, ordinal: i64,
         held_up.as_ref().unwrap_or(&prepared.doc),
         run.message.as_bytes(),
     ])?;
+    super::files::insert_inputs(db, db.last_insert_rowid(), &prepared.new.files)?;
     Ok(run)
 }

@@ -17,6 +17,9 @@ use crate::store::{MESSAGES_LIVE, Sweep};
 /// Rows of each kind in one pass, so that a pass never holds the writer for long.
 const BATCH: u32 = 500;
 
+/// Bytes of files that a pass removes, and the files of one run more.
+const FILE_BYTES: u64 = 64 << 20;
+
 /// What was done, and the runs whose watchers must hear of it.
 pub(super) fn sweep(db: &Connection, context: &Context) -> rusqlite::Result<(Sweep, Vec<Run>)> {
     let mut sweep = Sweep::default();
@@ -104,7 +107,10 @@ fn remove_expired(db: &Connection, context: &Context) -> rusqlite::Result<u64> {
         .optional()?;
     if let Some(conversation) = deleted {
         let runs = remove_runs(db, "runs_of_conversation", "conversation = ?1", conversation, context)?;
-        if runs < BATCH as usize {
+        let empty: bool = db
+            .prepare_cached("SELECT NOT EXISTS (SELECT 1 FROM runs INDEXED BY runs_of_conversation WHERE conversation = ?1)")?
+            .query_row([conversation], |row| row.get(0))?;
+        if empty {
             db.prepare_cached("DELETE FROM conversations WHERE pk = ?1")?.execute([conversation])?;
         }
         removed += runs + 1;
@@ -120,18 +126,24 @@ fn remove_expired(db: &Connection, context: &Context) -> rusqlite::Result<u64> {
     Ok(removed as u64)
 }
 
-/// Removes runs with their replies, and remembers for as long as a message may live that they were here.
+/// Removes runs with their replies and files, and remembers for as long as a message may live that they were here.
 fn remove_runs(db: &Connection, index: &str, condition: &str, parameter: i64, context: &Context) -> rusqlite::Result<usize> {
     let removed: Vec<(i64, String)> = db
         .prepare_cached(&format!("SELECT pk, id FROM runs INDEXED BY {index} WHERE {condition} LIMIT {BATCH}"))?
         .query_map([parameter], |row| Ok((row.get(0)?, row.get(1)?)))?
         .collect::<rusqlite::Result<_>>()?;
     let forget_at = (context.now + MESSAGES_LIVE).as_millis();
+    let (mut count, mut bytes) = (0, 0);
     for (pk, id) in &removed {
+        bytes += super::files::bytes_of(db, *pk)?;
         db.prepare_cached("DELETE FROM runs WHERE pk = ?1")?.execute([pk])?;
         db.prepare_cached("INSERT OR REPLACE INTO removed_runs (id, expire_at) VALUES (?1, ?2)")?.execute(params![id, forget_at])?;
+        count += 1;
+        if bytes > FILE_BYTES {
+            break;
+        }
     }
-    Ok(removed.len())
+    Ok(count)
 }
 
 fn next_at(db: &Connection) -> rusqlite::Result<Option<Timestamp>> {

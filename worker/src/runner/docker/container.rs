@@ -59,6 +59,18 @@ impl Container {
         Ok(found.map_err(|error| engine::fault("inspecting a container", error))?.state.unwrap_or_default())
     }
 
+    /// Freezes all of its processes; returns when they are.
+    pub(super) async fn pause(&self) -> Result<(), Fault> {
+        let docker = self.engine.client().await?;
+        self.engine.call(QUICK, docker.pause_container(&self.id)).await.map_err(|error| engine::fault("freezing a container", error))
+    }
+
+    /// Lets them go on.
+    pub(super) async fn unpause(&self) -> Result<(), Fault> {
+        let docker = self.engine.client().await?;
+        self.engine.call(QUICK, docker.unpause_container(&self.id)).await.map_err(|error| engine::fault("thawing a container", error))
+    }
+
     /// Kills it and returns when the engine confirms that it does not run. One that is dead or gone is fine.
     pub(super) async fn kill(&self) -> Result<(), Fault> {
         tokio::time::timeout(KILL_LIMIT, self.kill_unlimited()).await.unwrap_or_else(|_| {

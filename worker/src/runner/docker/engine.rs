@@ -40,6 +40,11 @@ impl Engine {
         self.host.starts_with("unix://")
     }
 
+    /// Its socket, when it runs on this machine.
+    pub(super) fn socket(&self) -> Option<std::path::PathBuf> {
+        self.host.strip_prefix("unix://").map(Into::into)
+    }
+
     /// A client that speaks the engine's version.
     pub(super) async fn client(&self) -> Result<Docker, Fault> {
         if let Some(docker) = self.slot().clone() {

@@ -11,6 +11,7 @@ use bollard::query_parameters::{
     AttachContainerOptionsBuilder, ContainerArchiveInfoOptionsBuilder, CreateContainerOptionsBuilder, StartContainerOptions,
 };
 
+use super::super::workspace::Workspace;
 use super::super::{Fault, FaultKind, LaunchSpec};
 use super::container::Container;
 use super::engine::{self, QUICK, SLOW};
@@ -30,7 +31,28 @@ impl DockerRunner {
     pub(super) async fn launch_container(&self, spec: &LaunchSpec) -> Result<DockerSandbox, Fault> {
         let uid = self.options.uid_base.checked_add(spec.place);
         let uid = uid.ok_or_else(|| Fault::new(FaultKind::Refused, "there is no uid left for this place"))?;
-        let wanted = settings::create_body(spec, uid, &self.options.instance, self.options.runtime.as_deref())?;
+        let workspace = self.workspace(spec, uid).await?;
+        match self.launch_in(spec, uid, workspace.as_ref()).await {
+            Ok(launched) => Ok(launched.with_workspace(workspace)),
+            Err(fault) => {
+                if let Some(Err(error)) = workspace.map(Workspace::remove) {
+                    tracing::warn!(%error, "the workspace of a container that did not start is left to the sweeper");
+                }
+                Err(fault)
+            }
+        }
+    }
+
+    async fn workspace(&self, spec: &LaunchSpec, uid: u32) -> Result<Option<Workspace>, Fault> {
+        let Some(workspaces) = &self.workspaces else { return Ok(None) };
+        let Some(workspaces) = workspaces.ready(&self.engine).await else { return Ok(None) };
+        let made = workspaces.make(&spec.key, spec.agent.workspace, uid);
+        made.map(Some).map_err(|error| Fault::new(FaultKind::Engine, "a workspace cannot be mounted").with_source(error))
+    }
+
+    async fn launch_in(&self, spec: &LaunchSpec, uid: u32, workspace: Option<&Workspace>) -> Result<DockerSandbox, Fault> {
+        let (instance, runtime) = (&self.options.instance, self.options.runtime.as_deref());
+        let wanted = settings::create_body(spec, uid, instance, runtime, workspace.map(Workspace::path))?;
         let docker = self.engine.client().await?;
         let mark = self.watch.ensure(&docker, &self.options.instance);
         let container = Container::new(self.engine.clone(), self.create(&docker, spec, &wanted).await?);
@@ -95,7 +117,7 @@ impl DockerRunner {
         let found = found.map_err(|error| engine::fault("inspecting it", error))?;
         if let Some(setting) = settings::difference(wanted, &found) {
             let sentence = format!("the container engine does not enforce `{setting}` as asked for, so the container was not started");
-            return Err(Fault::new(FaultKind::Refused, sentence));
+            return Err(Fault::new(FaultKind::Refused, sentence).with_setting(setting));
         }
         self.find_program(docker, spec, id, &found).await?;
         let options = AttachContainerOptionsBuilder::default().stdin(true).stdout(true).stderr(true).stream(true).build();

@@ -2,6 +2,8 @@
 
 use std::collections::VecDeque;
 use std::fmt;
+use std::io;
+use std::path::Path;
 use std::pin::Pin;
 use std::time::Duration;
 
@@ -11,10 +13,12 @@ use bollard::errors::Error as DockerError;
 use bytes::Bytes;
 use futures::{FutureExt, Stream, StreamExt};
 use tokio::io::{AsyncWrite, AsyncWriteExt};
+use tokio::sync::mpsc;
 use tokio_util::task::AbortOnDropHandle;
 
 use super::super::order::Order;
-use super::super::{Exit, Fault, FaultKind, OutputChunk, Sandbox};
+use super::super::workspace::Workspace;
+use super::super::{Exit, Fault, FaultKind, Measured, OutputChunk, Sandbox};
 use super::container::Container;
 use super::engine;
 use super::usage::Meter;
@@ -42,7 +46,11 @@ pub(super) struct DockerSandbox {
     received: VecDeque<OutputChunk>,
     input: Option<Input>,
     writer: Option<AbortOnDropHandle<()>>,
+    /// What a kept session is still to be told; standard input stays open as long as this is.
+    requests: Option<mpsc::UnboundedSender<Bytes>>,
     meter: Meter,
+    workspace: Option<Workspace>,
+    frozen: bool,
     /// By us; what it ends with says nothing about the program then.
     killed: bool,
     exit: Option<Exit>,
@@ -65,10 +73,19 @@ impl DockerSandbox {
             received: VecDeque::new(),
             input: Some(attached.input),
             writer: None,
+            requests: None,
             meter,
+            workspace: None,
+            frozen: false,
             killed: false,
             exit: None,
         }
+    }
+
+    /// The same with its workspace, which goes with it.
+    pub(super) fn with_workspace(mut self, workspace: Option<Workspace>) -> Self {
+        self.workspace = workspace;
+        self
     }
 
     /// Lets go of the output; the end of a normal run.
@@ -94,6 +111,7 @@ impl DockerSandbox {
         self.order.note_output_ended();
         // Both halves hold the connection open: it closes when the writer is gone, too.
         self.input = None;
+        self.requests = None;
         if let Some(writer) = self.writer.take() {
             writer.abort();
             let _ended_or_aborted = writer.await;
@@ -117,6 +135,62 @@ impl Sandbox for DockerSandbox {
                     tracing::debug!(%error, "a program ended before it had read its request");
                 }
             })));
+        }
+        Ok(())
+    }
+
+    fn workspace(&self) -> Option<&Path> {
+        self.workspace.as_ref().map(Workspace::path)
+    }
+
+    fn say(&mut self, request: Bytes) -> Result<(), Fault> {
+        self.order.say()?;
+        if let Some(mut input) = self.input.take() {
+            let (sender, mut requests) = mpsc::unbounded_channel::<Bytes>();
+            self.requests = Some(sender);
+            self.writer = Some(AbortOnDropHandle::new(tokio::spawn(async move {
+                while let Some(request) = requests.recv().await {
+                    let written = async {
+                        input.write_all(&request).await?;
+                        input.flush().await
+                    };
+                    if let Err(error) = written.await {
+                        tracing::debug!(%error, "a program ended before it had read its request");
+                        break;
+                    }
+                }
+            })));
+        }
+        if let Some(requests) = &self.requests {
+            // A writer that is gone met a program that is gone, which the output tells.
+            let _ = requests.send(request);
+        }
+        Ok(())
+    }
+
+    fn is_over(&mut self) -> bool {
+        self.exit.is_some() || self.killed || self.watched.is_over()
+    }
+
+    fn measure(&mut self) -> Measured {
+        self.meter.sample();
+        Measured { cpu: self.meter.cpu(), max_memory: self.meter.max_memory(false) }
+    }
+
+    async fn freeze(&mut self) -> Result<(), Fault> {
+        self.order.freeze()?;
+        if !self.frozen {
+            self.container.pause().await?;
+            self.frozen = true;
+        }
+        Ok(())
+    }
+
+    async fn thaw(&mut self) -> Result<(), Fault> {
+        self.order.freeze()?;
+        if self.frozen {
+            self.container.unpause().await?;
+            self.frozen = false;
         }
         Ok(())
     }
@@ -197,7 +271,13 @@ impl Sandbox for DockerSandbox {
     async fn remove(mut self: Box<Self>) -> Result<(), Fault> {
         self.order.remove()?;
         self.detach().await;
-        self.container.remove().await
+        self.container.remove().await?;
+        if let Some(workspace) = self.workspace.take() {
+            // The kernel takes its time to forget a mount.
+            let removed = tokio::task::spawn_blocking(|| workspace.remove()).await.map_err(io::Error::other).flatten();
+            removed.map_err(|error| Fault::new(FaultKind::Engine, "a workspace cannot be unmounted").with_source(error))?;
+        }
+        Ok(())
     }
 }
 

@@ -4,23 +4,34 @@
 //! programs in `tests/hostile` are the reasons.
 
 use std::collections::HashMap;
+use std::path::Path;
 
 use bollard::models::{
-    ContainerCreateBody, ContainerInspectResponse, HealthConfig, HostConfig, HostConfigLogConfig, ResourcesUlimits, RestartPolicy,
-    RestartPolicyNameEnum,
+    ContainerCreateBody, ContainerInspectResponse, HealthConfig, HostConfig, HostConfigLogConfig, Mount, MountBindOptions,
+    MountBindOptionsPropagationEnum, MountType, ResourcesUlimits, RestartPolicy, RestartPolicyNameEnum,
 };
 use quayside_shared::agent::Network;
 
+use super::super::shares::cpu_shares;
 use super::super::{Fault, FaultKind, LaunchSpec};
 use super::labels;
 
 /// Deny by default: the engine's own profile leaves families of sockets and system calls open that are known ways out.
 const SECCOMP: &str = include_str!("../../../../infra/docker/seccomp.json");
 
+/// Where a program may write, and where it starts.
+const WORKSPACE: &str = "/workspace";
+
 const MIB: i64 = 1024 * 1024;
 
-/// The body of the create call for `spec`, run as `uid`.
-pub(super) fn create_body(spec: &LaunchSpec, uid: u32, instance: &str, runtime: Option<&str>) -> Result<ContainerCreateBody, Fault> {
+/// The body of the create call for `spec`, run as `uid`, with `/workspace` from the host's `workspace` when there is one.
+pub(super) fn create_body(
+    spec: &LaunchSpec,
+    uid: u32,
+    instance: &str,
+    runtime: Option<&str>,
+    workspace: Option<&Path>,
+) -> Result<ContainerCreateBody, Fault> {
     let agent = &spec.agent;
     let refused = |what: &str| Fault::new(FaultKind::Refused, format!("the {what} of agent `{}` is out of range", agent.name));
     let memory = i64::try_from(agent.memory).map_err(|_| refused("memory"))?;
@@ -36,6 +47,15 @@ pub(super) fn create_body(spec: &LaunchSpec, uid: u32, instance: &str, runtime: 
         Some((program, arguments)) => (Some(vec![program.clone()]), Some(arguments.to_vec())),
         None => (None, None),
     };
+    // A size alone does not bound inodes. All of it counts against the memory limit.
+    let mut tmpfs = HashMap::from([
+        ("/tmp".to_owned(), writable("nr_inodes=4096,size=32m", uid)),
+        ("/dev/shm".to_owned(), writable("nr_inodes=1024,size=16m", uid)),
+        ("/dev/mqueue".to_owned(), "ro".to_owned()),
+    ]);
+    if workspace.is_none() {
+        tmpfs.insert("/workspace".to_owned(), writable(&format!("nr_inodes=8192,size={},exec", agent.workspace), uid));
+    }
     let mut env = vec!["HOME=/workspace".to_owned(), "LANG=C.UTF-8".to_owned()];
     env.extend(agent.env.iter().map(|(name, value)| format!("{name}={value}")));
 
@@ -73,16 +93,13 @@ pub(super) fn create_body(spec: &LaunchSpec, uid: u32, instance: &str, runtime: 
             memory: Some(memory),
             memory_swap: Some(memory),
             nano_cpus: Some(nano_cpus),
+            // Who goes first when CPUs are short: API and worker before containers, containers by what they may use.
+            cpu_shares: Some(i64::try_from(cpu_shares(agent.cpus)).unwrap_or(i64::MAX)),
             pids_limit: Some(i64::from(agent.pids)),
             oom_score_adj: Some(500),
             ulimits: Some(vec![ulimit("nofile", 1024), ulimit("core", 0), ulimit("fsize", 64 * MIB), ulimit("msgqueue", 0)]),
-            // A size alone does not bound inodes. All of it counts against the memory limit.
-            tmpfs: Some(HashMap::from([
-                ("/tmp".to_owned(), writable("nr_inodes=4096,size=32m", uid)),
-                ("/dev/shm".to_owned(), writable("nr_inodes=1024,size=16m", uid)),
-                ("/workspace".to_owned(), writable("nr_inodes=8192,size=64m,exec", uid)),
-                ("/dev/mqueue".to_owned(), "ro".to_owned()),
-            ])),
+            tmpfs: Some(tmpfs),
+            mounts: workspace.map(|workspace| vec![bound(workspace)]),
             // Output goes through the attached stream only: a log file would let it fill the host's disk.
             log_config: Some(HostConfigLogConfig { typ: Some("none".to_owned()), config: None }),
             runtime: runtime.map(str::to_owned),
@@ -96,6 +113,30 @@ pub(super) fn create_body(spec: &LaunchSpec, uid: u32, instance: &str, runtime: 
 /// name, older versions of `runc` give the mount that folder's mode, whatever is asked for.
 fn writable(limits: &str, uid: u32) -> String {
     format!("rw,nosuid,nodev,{limits},mode=1777,uid={uid},gid={uid}")
+}
+
+/// The one folder of the host that a container sees: its own workspace, and nothing that is mounted there later.
+fn bound(workspace: &Path) -> Mount {
+    Mount {
+        target: Some(WORKSPACE.to_owned()),
+        source: Some(workspace.to_string_lossy().into_owned()),
+        typ: Some(MountType::BIND),
+        bind_options: Some(MountBindOptions { propagation: Some(MountBindOptionsPropagationEnum::RPRIVATE), ..MountBindOptions::default() }),
+        ..Mount::default()
+    }
+}
+
+/// Whether the mounts of the container are the one that was asked for, or none.
+fn mounted(asked: &HostConfig, found: &ContainerInspectResponse) -> bool {
+    let asked = asked.mounts.as_deref().unwrap_or_default();
+    let found = found.mounts.as_deref().unwrap_or_default();
+    asked.len() == found.len()
+        && asked.iter().zip(found).all(|(asked, found)| {
+            found.typ.as_deref() == Some("bind")
+                && found.source == asked.source
+                && found.destination == asked.target
+                && found.propagation.as_deref() == Some("rprivate")
+        })
 }
 
 fn ulimit(name: &str, value: i64) -> ResourcesUlimits {
@@ -138,6 +179,7 @@ pub(super) fn difference(wanted: &ContainerCreateBody, found: &ContainerInspectR
         ("HostConfig.Memory", host.memory == asked.memory),
         ("HostConfig.MemorySwap", host.memory_swap == asked.memory_swap),
         ("HostConfig.NanoCpus", host.nano_cpus == asked.nano_cpus),
+        ("HostConfig.CpuShares", host.cpu_shares == asked.cpu_shares),
         ("HostConfig.PidsLimit", host.pids_limit == asked.pids_limit),
         ("HostConfig.OomScoreAdj", host.oom_score_adj == asked.oom_score_adj),
         ("HostConfig.OomKillDisable", is_false(host.oom_kill_disable)),
@@ -146,7 +188,7 @@ pub(super) fn difference(wanted: &ContainerCreateBody, found: &ContainerInspectR
         ("HostConfig.LogConfig", log_type(host) == log_type(&asked)),
         ("HostConfig.Runtime", asked.runtime.is_none() || host.runtime == asked.runtime),
         ("HostConfig.Binds", same(&host.binds, &None)),
-        ("HostConfig.Mounts", same(&host.mounts, &None)),
+        ("HostConfig.Mounts", same(&host.mounts, &asked.mounts)),
         ("HostConfig.VolumesFrom", same(&host.volumes_from, &None)),
         ("HostConfig.Devices", same(&host.devices, &None)),
         ("HostConfig.DeviceRequests", same(&host.device_requests, &None)),
@@ -162,7 +204,7 @@ pub(super) fn difference(wanted: &ContainerCreateBody, found: &ContainerInspectR
         ("HostConfig.MaskedPaths", host.masked_paths.as_ref().is_some_and(|paths| !paths.is_empty())),
         ("HostConfig.ReadonlyPaths", host.readonly_paths.as_ref().is_some_and(|paths| !paths.is_empty())),
         // A volume that the image declares would be a writable disk without a limit.
-        ("Mounts", found.mounts.as_ref().is_none_or(Vec::is_empty)),
+        ("Mounts", mounted(&asked, found)),
     ];
     checks.into_iter().find(|(_, holds)| !holds).map(|(name, _)| name.to_owned())
 }

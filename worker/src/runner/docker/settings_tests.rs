@@ -31,7 +31,7 @@ fn spec(network: Network) -> LaunchSpec {
 }
 
 fn wanted(network: Network) -> ContainerCreateBody {
-    create_body(&spec(network), 100_002, "test", Some("runc")).unwrap()
+    create_body(&spec(network), 100_002, "test", Some("runc"), None).unwrap()
 }
 
 /// What an engine that obeys answers to an inspect: what was asked for, its own defaults, and what the image brings.
@@ -114,6 +114,8 @@ fn every_setting_that_is_weaker_is_noticed() {
         ("HostConfig.Memory", json!(0)),
         ("HostConfig.MemorySwap", json!(-1)),
         ("HostConfig.NanoCpus", json!(0)),
+        ("HostConfig.CpuShares", json!(1024)),
+        ("HostConfig.CpuShares", json!(null)),
         ("HostConfig.PidsLimit", json!(null)),
         ("HostConfig.PidsLimit", json!(4096)),
         ("HostConfig.OomScoreAdj", json!(0)),
@@ -157,11 +159,41 @@ fn a_volume_of_the_image_is_noticed() {
 }
 
 #[test]
+fn a_workspace_of_the_host_is_the_only_mount() {
+    let workspace = "/run/quayside/workspaces/test/run-1";
+    let wanted = create_body(&spec(Network::None), 100_002, "test", Some("runc"), Some(Path::new(workspace))).unwrap();
+    let host = wanted.host_config.clone().unwrap();
+    assert!(!host.tmpfs.unwrap().contains_key("/workspace"), "not both");
+    let mount = json!({ "Type": "bind", "Source": workspace, "Destination": "/workspace", "Mode": "", "RW": true, "Propagation": "rprivate" });
+    let mut obeyed = obeyed(&wanted);
+    assert_eq!(difference_in(&wanted, &obeyed), Some("Mounts".to_owned()), "it is not mounted");
+    obeyed["Mounts"] = json!([mount]);
+    assert_eq!(difference_in(&wanted, &obeyed), None);
+    for (name, value) in [("Source", "/"), ("Destination", "/etc"), ("Propagation", "rshared"), ("Type", "volume")] {
+        let mut found = obeyed.clone();
+        found["Mounts"][0][name] = json!(value);
+        assert_eq!(difference_in(&wanted, &found), Some("Mounts".to_owned()), "{name} = {value}");
+    }
+    let mut found = obeyed.clone();
+    found["Mounts"] = json!([mount, { "Type": "volume", "Destination": "/data", "RW": true }]);
+    assert_eq!(difference_in(&wanted, &found), Some("Mounts".to_owned()));
+    for mounts in [json!([]), json!([host_mount("/")]), json!([host_mount(workspace), host_mount("/")])] {
+        let mut found = obeyed.clone();
+        found["HostConfig"]["Mounts"] = mounts.clone();
+        assert_eq!(difference_in(&wanted, &found), Some("HostConfig.Mounts".to_owned()), "{mounts}");
+    }
+}
+
+fn host_mount(source: &str) -> Value {
+    json!({ "Type": "bind", "Source": source, "Target": "/workspace", "BindOptions": { "Propagation": "rprivate" } })
+}
+
+#[test]
 fn an_agent_that_cannot_be_limited_is_refused() {
     for cpus in [0.0, -1.0, f64::NAN, f64::INFINITY] {
         let mut spec = spec(Network::None);
         spec.agent.cpus = cpus;
-        assert_eq!(create_body(&spec, 100_000, "test", None).unwrap_err().kind(), FaultKind::Refused);
+        assert_eq!(create_body(&spec, 100_000, "test", None, None).unwrap_err().kind(), FaultKind::Refused);
     }
 }
 

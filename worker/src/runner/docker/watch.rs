@@ -45,6 +45,10 @@ struct Lives {
 
 #[derive(Debug, Default, Clone, Copy)]
 struct Life {
+    /// Its creation was told, so its end will be.
+    told: bool,
+    /// Somebody here will judge its end: what is known of it is kept until then.
+    watched: bool,
     signalled: bool,
     ended: bool,
 }
@@ -78,6 +82,10 @@ impl EngineWatch {
 
     /// Takes the container `id`, created after `mark`, into view.
     pub(super) fn on(self: &Arc<Self>, id: &str, mark: Mark) -> Watched {
+        self.lives.send_if_modified(|lives| {
+            lives.by_id.entry(id.to_owned()).or_default().watched = true;
+            false
+        });
         Watched { watch: Arc::clone(self), id: id.to_owned(), breaks: mark.0 }
     }
 }
@@ -92,6 +100,12 @@ impl Watched {
         // Where nobody tells, the exit is all there is to go by.
         let _told_or_not = tokio::time::timeout(BEHIND, lives.wait_for(|lives| self.word(lives).is_some())).await.is_ok();
         self.word(&lives.borrow()).unwrap_or(Ok(()))
+    }
+
+    /// Whether its end was told already, or can be told no more. Without a call on the engine.
+    pub(super) fn is_over(&self) -> bool {
+        let lives = self.watch.lives.borrow();
+        lives.breaks != self.breaks || lives.by_id.get(&self.id).is_some_and(|life| life.ended)
     }
 
     /// Comes back when the engine has gone away since the container was created, and only then.
@@ -113,7 +127,7 @@ impl Watched {
             Some(Life { signalled: true, .. }) => {
                 Some(Err(Fault::new(FaultKind::Engine, "the program was ended through the container engine, and not by us")))
             }
-            Some(Life { ended: false, .. }) => None,
+            Some(Life { told: true, ended: false, .. }) => None,
             // Made before anybody watched, or the engine tells no events.
             Some(_) | None => Some(Ok(())),
         }
@@ -168,8 +182,11 @@ async fn follow(docker: Docker, instance: String, lives: watch::Sender<Lives>) {
 fn note(lives: &watch::Sender<Lives>, event: EventMessage) {
     let (Some(action), Some(id)) = (event.action, event.actor.and_then(|actor| actor.id)) else { return };
     lives.send_modify(|lives| match action.as_str() {
-        "create" => drop(lives.by_id.insert(id, Life::default())),
-        "destroy" => drop(lives.by_id.remove(&id)),
+        "create" => lives.by_id.entry(id).or_default().told = true,
+        "destroy" => match lives.by_id.get_mut(&id) {
+            Some(life) if life.watched => life.ended = true,
+            _ => drop(lives.by_id.remove(&id)),
+        },
         action => {
             if let Some(life) = lives.by_id.get_mut(&id) {
                 life.signalled |= action == "kill" && !life.ended;

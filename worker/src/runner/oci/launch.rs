@@ -3,30 +3,34 @@
 use std::io;
 use std::io::Write;
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use quayside_shared::agent::{Agent, Network};
+use rustix::fd::OwnedFd;
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
 use tokio::io::AsyncReadExt;
 use tokio::process::Child;
 use tokio::time::Instant;
 
+use super::super::workspace::Workspace;
 use super::super::{Fault, FaultKind, LaunchSpec};
 use super::OciRunner;
 use super::container::{Container, fault};
 use super::groups::{Limits, OomWatch, Version};
 use super::images::{Image, is_program};
-use super::launcher::Start;
+use super::launcher::{Start, detached};
 use super::proof::{Seen, Wanted};
 use super::runtime::Kind;
 use super::sandbox::OciSandbox;
-use super::spec::{self, INIT, Parts};
+use super::spec::{self, INIT, Parts, WORKSPACE_MOUNT};
 
 /// Between two looks at how far a start is: the runtime has no event for it.
 const LOOK: Duration = Duration::from_millis(1);
 /// A start takes some ten milliseconds; a machine that takes longer than this is out of order.
 const START_LIMIT: Duration = Duration::from_secs(30);
+/// A program that is ending when it is looked at has ended by then.
+const ENDING: Duration = Duration::from_millis(200);
 /// Where programs are looked for when an image does not say.
 const PATH: &str = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 /// As much as an error of the runtime may tell the log.
@@ -46,31 +50,70 @@ impl OciRunner {
             return Err(Fault::new(FaultKind::Refused, sentence));
         }
         let image = self.images.of(agent).await?;
+        let workspace = self.workspace(spec, uid)?;
+        match self.launch_in(spec, &image, uid, &limits, workspace.as_ref()).await {
+            Ok(launched) => Ok(launched.with_workspace(workspace)),
+            Err(fault) => {
+                if let Some(Err(error)) = workspace.map(Workspace::remove) {
+                    tracing::warn!(%error, "the workspace of a container that did not start is left to the sweeper");
+                }
+                Err(fault)
+            }
+        }
+    }
+
+    fn workspace(&self, spec: &LaunchSpec, uid: u32) -> Result<Option<Workspace>, Fault> {
+        let Some(workspaces) = &self.workspaces else { return Ok(None) };
+        let made = workspaces.make(&spec.key, spec.agent.workspace, uid);
+        made.map(Some).map_err(|error| fault("mounting a workspace", error))
+    }
+
+    async fn launch_in(
+        &self,
+        spec: &LaunchSpec,
+        image: &Image,
+        uid: u32,
+        limits: &Limits,
+        workspace: Option<&Workspace>,
+    ) -> Result<OciSandbox, Fault> {
+        let agent = &spec.agent;
         let name = spec.key.name();
         let container = Container::new(&self.groups, &self.state(), &name);
         let command = image.command(agent);
-        let env = environment(&image, agent);
-        refuse_image(&image, agent, &command, &env)?;
+        let env = environment(image, agent);
+        refuse_image(image, agent, &command, &env)?;
+        let handed_over = container.state.join(WORKSPACE_MOUNT);
+        let bound = workspace.map(|workspace| if self.launcher.is_apart() { handed_over.as_path() } else { workspace.path() });
         let parts = Parts {
             rootfs: &image.rootfs,
             init: &self.runtime.init,
             uid,
             env,
             command: &command,
-            workspace: None,
+            workspace: bound,
+            workspace_bytes: agent.workspace,
             cgroup: self.runtime.own_group(&container.group),
             seccomp: &self.seccomp,
         };
         let config = spec::config(&parts).to_string();
-        if let Err(error) = self.prepare(&container, &name, &limits, &config) {
+        if let Err(error) = self.prepare(&container, &name, limits, &config) {
             if error.kind() != io::ErrorKind::AlreadyExists {
                 return Err(fault("preparing a container", error));
             }
             // An earlier try of ours.
             container.remove().await?;
-            self.prepare(&container, &name, &limits, &config).map_err(|error| fault("preparing a container", error))?;
+            self.prepare(&container, &name, limits, &config).map_err(|error| fault("preparing a container", error))?;
         }
-        match self.bring_up(&container, &name, agent, uid, &limits).await {
+        let mount = match workspace.filter(|_| self.launcher.is_apart()) {
+            Some(workspace) => Some(detached(workspace.path()).map_err(|error| fault("handing a workspace over", error))?),
+            None => None,
+        };
+        let is_handed_over = mount.is_some();
+        let launched = self.bring_up(&container, &name, spec, uid, limits, mount.map(|mount| (mount, handed_over.clone()))).await;
+        if is_handed_over && let Err(error) = self.launcher.take_back(handed_over) {
+            tracing::warn!(%error, "a workspace that was handed over cannot be taken back");
+        }
+        match launched {
             Ok(sandbox) => Ok(sandbox),
             Err(fault) => {
                 if let Err(error) = container.remove().await {
@@ -85,30 +128,42 @@ impl OciRunner {
     fn prepare(&self, container: &Container, name: &str, limits: &Limits, config: &str) -> io::Result<()> {
         std::fs::DirBuilder::new().recursive(true).mode(0o700).create(self.state())?;
         std::fs::DirBuilder::new().mode(0o700).create(&container.state)?;
+        std::fs::DirBuilder::new().mode(0o700).create(container.state.join(WORKSPACE_MOUNT))?;
         // An agent's keys are among its variables.
         let file = std::fs::File::options().write(true).create_new(true).mode(0o600).open(container.state.join("config.json"));
         file?.write_all(config.as_bytes())?;
         self.groups.create(name, limits).map(drop)
     }
 
-    async fn bring_up(&self, container: &Container, name: &str, agent: &Agent, uid: u32, limits: &Limits) -> Result<OciSandbox, Fault> {
+    async fn bring_up(
+        &self,
+        container: &Container,
+        name: &str,
+        spec: &LaunchSpec,
+        uid: u32,
+        limits: &Limits,
+        mount: Option<(OwnedFd, PathBuf)>,
+    ) -> Result<OciSandbox, Fault> {
         let makes_a_group = self.runtime.own_group(&container.group).is_some() && self.groups.hierarchies().version() == Version::One;
         let oom = if makes_a_group { Some(OomWatch::of(&container.group).map_err(|error| fault("watching the memory limit", error))?) } else { None };
         let start = Start {
             entries: self.runtime.entries(&container.group, self.groups.devices_entry()),
             command: self.runtime.command(&container.state, name),
+            mount,
         };
         let started = self.launcher.start(start).await;
         let mut child = started.map_err(|error| fault("starting the container runtime", error))?;
         let init = match self.begun(&mut child, container).await? {
             Begun::Running(pid) => Some(pid),
             Begun::Ended => None,
-            Begun::Failed => return Err(failed(&mut child, container, agent).await),
+            Begun::Failed => return Err(failed(&mut child, container, &spec.agent).await),
         };
         let process = match init.map(|pid| self.prove(pid, &child, container, uid, limits)) {
             Some(Ok(process)) => Some(process),
             // It ended while it was looked at: there is nothing to send a request to.
             Some(Err(Unproven::Ended)) | None => None,
+            // One that is ending has left its groups already.
+            Some(Err(Unproven::Different(_))) if tokio::time::timeout(ENDING, child.wait()).await.is_ok() => None,
             Some(Err(Unproven::Different(what))) => {
                 let sentence = format!("the container runtime does not enforce `{what}` as asked for, so the container was ended before its request");
                 return Err(Fault::new(FaultKind::Refused, sentence));
@@ -148,7 +203,7 @@ impl OciRunner {
     }
 
     /// Reads back what the kernel holds, and takes hold of the first process.
-    fn prove(&self, pid: i32, child: &Child, container: &Container, uid: u32, limits: &Limits) -> Result<rustix::fd::OwnedFd, Unproven> {
+    fn prove(&self, pid: i32, child: &Child, container: &Container, uid: u32, limits: &Limits) -> Result<OwnedFd, Unproven> {
         let process = Pid::from_raw(pid).ok_or(Unproven::Ended)?;
         let held = pidfd_open(process, PidfdFlags::empty()).map_err(|_| Unproven::Ended)?;
         // After it is held: now the number cannot come to mean another process.

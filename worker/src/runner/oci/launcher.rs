@@ -2,17 +2,22 @@
 //!
 //! `crun` refuses to run where version 2 of the control groups is mounted beside version 1, even when it has no group to
 //! make. There this thread has a mount name space of its own in which version 2 is not mounted; nothing changes for anybody
-//! else. What the worker mounts later below its own folders reaches that name space, because they are shared with it.
+//! else. A workspace that the worker mounts later does not appear there by itself: it is handed over, and taken back when the
+//! container has it.
 
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::sync::{Mutex, PoisonError, mpsc};
 
-use rustix::mount::{MountPropagationFlags, UnmountFlags, mount_change, unmount};
+use rustix::fd::OwnedFd;
+use rustix::fs::CWD;
+use rustix::mount::{MountPropagationFlags, MoveMountFlags, OpenTreeFlags, UnmountFlags, mount_change, move_mount, open_tree, unmount};
 use rustix::thread::UnshareFlags;
 use tokio::process::{Child, Command};
 use tokio::runtime::Handle;
 use tokio::sync::oneshot;
+
+use super::super::workspace;
 
 /// Puts itself into control groups, then becomes the runtime: whatever that starts is in them from its first instruction.
 /// A constant; paths and arguments are words of their own.
@@ -25,12 +30,13 @@ pub(super) struct Start {
     pub entries: Vec<PathBuf>,
     /// The runtime and its arguments.
     pub command: Vec<std::ffi::OsString>,
+    /// A mount that is handed over, and where the runtime is to find it.
+    pub mount: Option<(OwnedFd, PathBuf)>,
 }
 
-struct Request {
-    start: Start,
-    runtime: Handle,
-    answer: oneshot::Sender<std::io::Result<Child>>,
+enum Request {
+    Start { start: Start, runtime: Handle, answer: oneshot::Sender<std::io::Result<Child>> },
+    TakeBack(PathBuf),
 }
 
 /// Starts runtimes. Its thread begins with the first one and ends with it.
@@ -50,8 +56,18 @@ impl Launcher {
     /// Starts a runtime with three pipes.
     pub(super) async fn start(&self, start: Start) -> std::io::Result<Child> {
         let (answer, answered) = oneshot::channel();
-        self.thread()?.send(Request { start, runtime: Handle::current(), answer }).map_err(|_| ended())?;
+        self.thread()?.send(Request::Start { start, runtime: Handle::current(), answer }).map_err(|_| ended())?;
         answered.await.map_err(|_| ended())?
+    }
+
+    /// Whether mounts must be handed over to be seen.
+    pub(super) const fn is_apart(&self) -> bool {
+        self.hidden.is_some()
+    }
+
+    /// Unmounts what was handed over: a container that has started has it by itself.
+    pub(super) fn take_back(&self, mount: PathBuf) -> std::io::Result<()> {
+        self.thread()?.send(Request::TakeBack(mount)).map_err(|_| ended())
     }
 
     fn thread(&self) -> std::io::Result<mpsc::Sender<Request>> {
@@ -68,8 +84,17 @@ impl Launcher {
             if ready.send(outcome).is_err() || failed {
                 return;
             }
-            for Request { start, runtime, answer } in receiver {
-                let _nobody_waits = answer.send(spawn(start, &runtime));
+            for request in receiver {
+                match request {
+                    Request::Start { start, runtime, answer } => {
+                        let _nobody_waits = answer.send(spawn(start, &runtime));
+                    }
+                    Request::TakeBack(mount) => {
+                        if let Err(error) = unmount(&mount, UnmountFlags::DETACH | UnmountFlags::NOFOLLOW) {
+                            tracing::warn!(%error, "a workspace that was handed over cannot be taken back");
+                        }
+                    }
+                }
             }
         })?;
         prepared.recv().map_err(|_| ended())??;
@@ -78,17 +103,30 @@ impl Launcher {
     }
 }
 
-/// Takes a mount away from this thread and what it starts.
+/// A mount of this worker to be handed over.
+pub(super) fn detached(mount: &Path) -> std::io::Result<OwnedFd> {
+    Ok(open_tree(CWD, mount, OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC)?)
+}
+
+/// Takes a mount away from this thread and what it starts, with all that others have mounted as workspaces: what is
+/// unmounted elsewhere would live on here.
 fn hide(mount: &Path) -> std::io::Result<()> {
     #[expect(deprecated, reason = "what makes the call unsafe is a table of open files of one's own, which is not asked for")]
     rustix::thread::unshare(UnshareFlags::NEWNS)?;
     mount_change("/", MountPropagationFlags::DOWNSTREAM | MountPropagationFlags::REC)?;
     unmount(mount, UnmountFlags::DETACH)?;
+    let mounts = std::fs::read_to_string("/proc/thread-self/mountinfo")?;
+    for mount in mounts.lines().filter_map(|line| line.split(' ').nth(4)).filter(|mount| mount.starts_with(workspace::FOLDER)) {
+        unmount(mount, UnmountFlags::DETACH | UnmountFlags::NOFOLLOW)?;
+    }
     Ok(())
 }
 
 fn spawn(start: Start, runtime: &Handle) -> std::io::Result<Child> {
     let _entered = runtime.enter();
+    if let Some((mount, at)) = &start.mount {
+        move_mount(mount, "", CWD, at, MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH)?;
+    }
     let mut command = Command::new("/bin/sh");
     command.arg("-c").arg(ENTER).arg("sh").args(&start.entries).arg("--").args(&start.command);
     command.env_clear().env("PATH", "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin");

@@ -4,7 +4,7 @@ use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use super::super::{Fault, FaultKind};
+use super::super::{Component, Fault, FaultKind};
 use super::groups::{Group, Hierarchies, Version};
 
 /// Where programs of the system are, whatever the worker's own path says.
@@ -62,6 +62,13 @@ impl Runtime {
             return Err(refused(format!("`{missing}`, which reads images, is not on this machine: install it")));
         }
         Ok(Self { version: version(&path), kind, path, init })
+    }
+
+    /// What containers stand on.
+    pub(super) fn components(&self) -> Vec<Component> {
+        let kernel = std::fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
+        let (name, version) = self.version.split_once(' ').unwrap_or((&self.version, ""));
+        vec![Component::new(name, version), Component::new("linux", kernel.trim())]
     }
 
     /// The mount that must be hidden from it, if any.

@@ -3,6 +3,7 @@
 use std::collections::VecDeque;
 use std::fmt;
 use std::os::unix::process::ExitStatusExt;
+use std::path::Path;
 use std::process::ExitStatus;
 
 use async_trait::async_trait;
@@ -15,6 +16,7 @@ use tokio::sync::mpsc;
 use tokio_util::task::AbortOnDropHandle;
 
 use super::super::order::Order;
+use super::super::workspace::Workspace;
 use super::super::{Exit, Fault, FaultKind, Measured, OutputChunk, Sandbox};
 use super::container::{Container, KILL_LIMIT, fault};
 use super::groups::OomWatch;
@@ -50,6 +52,7 @@ pub(super) struct OciSandbox {
     /// By us; what it ends with says nothing about the program then.
     killed: bool,
     exit: Option<Exit>,
+    workspace: Option<Workspace>,
 }
 
 /// Standard input, before and after the first request.
@@ -109,7 +112,14 @@ impl OciSandbox {
             status: None,
             killed: false,
             exit: None,
+            workspace: None,
         }
+    }
+
+    /// The same with its workspace, which goes with it.
+    pub(super) fn with_workspace(mut self, workspace: Option<Workspace>) -> Self {
+        self.workspace = workspace;
+        self
     }
 
     /// Hands a request to the task that writes: a program may write more than fits before it reads, or never read.
@@ -203,14 +213,17 @@ impl Sandbox for OciSandbox {
     }
 
     fn say(&mut self, request: Bytes) -> Result<(), Fault> {
-        if matches!(self.input, Input::Untouched(_)) {
-            self.order.send()?;
-        }
-        if !matches!(self.input, Input::Untouched(_) | Input::Open(..)) {
-            return Err(Fault::new(FaultKind::Misuse, "`say` after the end of the requests"));
-        }
+        self.order.say()?;
         self.write(request);
         Ok(())
+    }
+
+    fn is_over(&mut self) -> bool {
+        self.exit.is_some() || self.killed || self.status.is_some() || !matches!(self.runtime.try_wait(), Ok(None))
+    }
+
+    fn workspace(&self) -> Option<&Path> {
+        self.workspace.as_ref().map(Workspace::path)
     }
 
     fn measure(&mut self) -> Measured {
@@ -218,10 +231,12 @@ impl Sandbox for OciSandbox {
     }
 
     async fn freeze(&mut self) -> Result<(), Fault> {
+        self.order.freeze()?;
         self.container.set_frozen(true).await
     }
 
     async fn thaw(&mut self) -> Result<(), Fault> {
+        self.order.freeze()?;
         self.container.set_frozen(false).await
     }
 
@@ -301,7 +316,13 @@ impl Sandbox for OciSandbox {
     async fn remove(mut self: Box<Self>) -> Result<(), Fault> {
         self.order.remove()?;
         self.input = Input::Closed;
-        self.container.remove().await
+        self.container.remove().await?;
+        if let Some(workspace) = self.workspace.take() {
+            // The kernel takes its time to forget a mount.
+            let removed = tokio::task::spawn_blocking(|| workspace.remove()).await.map_err(std::io::Error::other).flatten();
+            removed.map_err(|error| fault("unmounting a workspace", error))?;
+        }
+        Ok(())
     }
 }
 

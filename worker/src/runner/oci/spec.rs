@@ -13,8 +13,8 @@ pub(super) const INIT: &str = "/.init";
 
 /// The home of the program, which is empty at the start.
 pub(super) const WORKSPACE: &str = "/workspace";
-/// Limits of it: a size alone does not bound inodes. All of it counts against the memory limit.
-const WORKSPACE_LIMITS: &str = "size=64m,nr_inodes=8192";
+/// The folder of a container in which the runtime finds a workspace that is mounted for it alone.
+pub(super) const WORKSPACE_MOUNT: &str = "workspace";
 
 const MIB: u64 = 1024 * 1024;
 
@@ -59,6 +59,8 @@ pub(super) struct Parts<'a> {
     pub command: &'a [String],
     /// The host's folder that becomes `/workspace`, with limits of its own; a folder in memory without.
     pub workspace: Option<&'a Path>,
+    /// The size of that folder in memory.
+    pub workspace_bytes: u64,
     /// The path of the control group that the runtime is to make, where it makes one.
     pub cgroup: Option<String>,
     /// The seccomp profile, converted.
@@ -112,7 +114,8 @@ fn mounts(parts: &Parts<'_>) -> Value {
         Some(folder) => {
             json!({ "destination": WORKSPACE, "type": "bind", "source": folder, "options": ["bind", "rw", "nosuid", "nodev", "rprivate"] })
         }
-        None => in_memory(WORKSPACE, WORKSPACE_LIMITS, "exec"),
+        // A size alone does not bound inodes. All of it counts against the memory limit.
+        None => in_memory(WORKSPACE, &format!("size={},nr_inodes=8192", parts.workspace_bytes), "exec"),
     };
     json!([
         { "destination": "/proc", "type": "proc", "source": "proc", "options": ["nosuid", "noexec", "nodev"] },

@@ -12,6 +12,7 @@ fn parts<'a>(command: &'a [String], seccomp: &'a Value) -> Parts<'a> {
         env: ["PATH=/bin", "HOME=/root", "HOME=/workspace", "KEY=a=b c"].map(str::to_owned).to_vec(),
         command,
         workspace: None,
+        workspace_bytes: 64 << 20,
         cgroup: None,
         seccomp,
     }
@@ -73,7 +74,7 @@ fn nothing_is_writable_but_bounded_memory() {
     let config = made(|_| {});
     assert_eq!(config["root"], json!({ "path": "/images/x/rootfs", "readonly": true }));
     for (at, limits) in
-        [("/tmp", ["size=32m", "nr_inodes=4096"]), ("/dev/shm", ["size=16m", "nr_inodes=1024"]), ("/workspace", ["size=64m", "nr_inodes=8192"])]
+        [("/tmp", ["size=32m", "nr_inodes=4096"]), ("/dev/shm", ["size=16m", "nr_inodes=1024"]), ("/workspace", ["size=67108864", "nr_inodes=8192"])]
     {
         let options = options(&config, at);
         for needed in limits.into_iter().chain(["nosuid", "nodev", "uid=100002", "gid=100002"]) {

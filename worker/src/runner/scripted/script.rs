@@ -14,14 +14,32 @@ const PIECE: usize = 64 * 1024;
 /// The word of a launch that never returns, though its container is there.
 pub(super) const LAUNCH_HANG: &str = "launch-hang";
 
+/// The word, with a time behind it, of a launch that takes as long.
+pub(super) const LAUNCH_SLEEP: &str = "launch-sleep";
+
+/// How long a launch of `agent` takes.
+pub(super) fn launch_time(agent: &Agent) -> Duration {
+    let times = agent.command.iter().filter_map(|word| word.strip_prefix(LAUNCH_SLEEP)?.strip_prefix(':'));
+    times.filter_map(duration).sum()
+}
+
 /// One thing that a program does.
 #[derive(Debug, Clone)]
 pub(super) enum Step {
     Write(OutputChunk),
     Echo,
+    /// Writes each request back as it comes, until standard input ends.
+    EchoLines,
+    /// Answers each request with a result event, until standard input ends.
+    Answers,
+    /// Writes a piece again and again.
+    Ticks(Duration),
     Sleep(Duration),
     Close,
-    End { code: i64, oom: bool },
+    End {
+        code: i64,
+        oom: bool,
+    },
     Hang,
 }
 
@@ -69,6 +87,9 @@ fn parse_word(word: &str, steps: &mut VecDeque<Step>) -> Result<(), Fault> {
     let unknown = || Fault::new(FaultKind::Refused, format!("the script does not know the word `{word}`"));
     let stdout = |bytes: Bytes| Step::Write(OutputChunk::Stdout(bytes));
     match verb {
+        "echo-lines" => steps.push_back(Step::EchoLines),
+        "answers" => steps.push_back(Step::Answers),
+        "ticks" => steps.push_back(Step::Ticks(duration(value).ok_or_else(unknown)?)),
         "echo" => steps.push_back(Step::Echo),
         "stdout" => steps.push_back(stdout(Bytes::copy_from_slice(value.as_bytes()))),
         "stderr" => steps.push_back(Step::Write(OutputChunk::Stderr(Bytes::copy_from_slice(value.as_bytes())))),
@@ -85,7 +106,7 @@ fn parse_word(word: &str, steps: &mut VecDeque<Step>) -> Result<(), Fault> {
         "signal" => steps.push_back(Step::End { code: 128 + value.parse::<i64>().map_err(|_| unknown())?, oom: false }),
         "oom" => steps.push_back(Step::End { code: 128 + 9, oom: true }),
         "hang" => steps.push_back(Step::Hang),
-        "ignore-stdin" | LAUNCH_HANG => {}
+        "ignore-stdin" | LAUNCH_HANG | LAUNCH_SLEEP => {}
         "launch-fault" => {
             let kind = match value {
                 "engine" => FaultKind::Engine,

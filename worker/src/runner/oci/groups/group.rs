@@ -5,14 +5,13 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use super::super::super::shares::{cpu_shares, cpu_weight};
 use super::{Hierarchies, Version};
 
 /// The period in which a container's CPU time is rationed, in microseconds.
 const PERIOD: u64 = 100_000;
 /// The kernel gives no less than this much CPU time in a period.
 const LEAST_QUOTA: u64 = 1000;
-/// The weight of one CPU among groups (version 1).
-const SHARES_OF_A_CPU: f64 = 1024.0;
 
 /// What a container may use.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -30,17 +29,6 @@ impl Limits {
     #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "the caller has checked the range of an agent's CPUs")]
     fn quota(&self) -> u64 {
         ((self.cpus * 1e5).round() as u64).max(LEAST_QUOTA)
-    }
-
-    /// How it competes with others when there is not enough for all (version 1: 2 to 262144).
-    #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "it is bounded")]
-    fn shares(&self) -> u64 {
-        (self.cpus * SHARES_OF_A_CPU).round().clamp(2.0, 262_144.0) as u64
-    }
-
-    /// The same for version 2: 1 to 10000, by the formula that every runtime uses.
-    fn weight(&self) -> u64 {
-        1 + (self.shares() - 2) * 9999 / 262_142
     }
 }
 
@@ -102,7 +90,7 @@ impl Group {
                 ("memory", "memory.memsw.limit_in_bytes", memory),
                 ("cpu", "cpu.cfs_period_us", PERIOD.to_string()),
                 ("cpu", "cpu.cfs_quota_us", limits.quota().to_string()),
-                ("cpu", "cpu.shares", limits.shares().to_string()),
+                ("cpu", "cpu.shares", cpu_shares(limits.cpus).to_string()),
                 ("pids", "pids.max", limits.pids.to_string()),
             ],
             Version::Two => vec![
@@ -111,7 +99,7 @@ impl Group {
                 // The program is told by its own end; that of a child is its parent's affair.
                 ("memory", "memory.oom.group", "0".to_owned()),
                 ("cpu", "cpu.max", format!("{} {PERIOD}", limits.quota())),
-                ("cpu", "cpu.weight", limits.weight().to_string()),
+                ("cpu", "cpu.weight", cpu_weight(limits.cpus).to_string()),
                 ("pids", "pids.max", limits.pids.to_string()),
             ],
         }
@@ -260,12 +248,9 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_fraction_of_a_cpu_is_a_quota_and_a_weight() {
-        let limits = |cpus| Limits { memory: 1 << 30, cpus, pids: 128 };
-        assert_eq!((limits(1.0).quota(), limits(1.0).shares(), limits(1.0).weight()), (100_000, 1024, 39));
-        assert_eq!((limits(0.5).quota(), limits(0.5).shares()), (50_000, 512));
-        assert_eq!((limits(0.001).quota(), limits(0.001).shares(), limits(0.001).weight()), (1000, 2, 1));
-        assert_eq!((limits(1e3).shares(), limits(1e3).weight()), (262_144, 10_000));
+    fn a_fraction_of_a_cpu_is_a_quota() {
+        let quota = |cpus| Limits { memory: 1 << 30, cpus, pids: 128 }.quota();
+        assert_eq!((quota(1.0), quota(0.5), quota(2.5), quota(0.001)), (100_000, 50_000, 250_000, 1000));
     }
 
     #[test]
