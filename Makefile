@@ -39,4 +39,4 @@ lint: ## Check formatting, clippy and the shell scripts
 	  else echo "shellcheck is not installed: the shell scripts were not checked"; fi
 
 clean-containers: ## Remove the containers that Quayside left on this machine, and no others
-	@docker ps --all --quiet --filter label=dev.quayside.instance | xargs --no-run-if-empty docker rm --force --volumes
+	@exec infra/dev/clean-containers.sh

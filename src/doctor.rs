@@ -57,6 +57,8 @@ pub(crate) async fn run(config: Config, arguments: DoctorArguments) -> anyhow::R
             Err(error) => row("google", Err(chain(&error))),
         },
     }
+    let chosen = crate::runners::choose(&config);
+    row("runner", Ok(format!("{}: {}", chosen.kind.name(), chosen.why)));
     let runner = crate::work::looking_runner(&config)?;
     let answered = runner.ping().await;
     let is_up = answered.is_ok();

@@ -8,6 +8,7 @@ mod dead_letters;
 mod doctor;
 mod instance;
 mod listening;
+mod runners;
 mod serve;
 mod submit;
 mod work;

@@ -5,11 +5,10 @@ use std::path::Path;
 use std::sync::{Arc, RwLock};
 use std::time::Duration;
 
-use anyhow::Context;
 use futures::FutureExt;
 use quayside_api::Check;
 use quayside_shared::clock::SystemClock;
-use quayside_shared::config::{Config, HumanSize, KnownEscapes, RunnerKind};
+use quayside_shared::config::{Config, HumanSize, KnownEscapes};
 use quayside_shared::connect::Connected;
 use quayside_shared::error::chain;
 use quayside_shared::ids::{AgentName, WorkerId};
@@ -23,8 +22,6 @@ use quayside_worker::proof::container::Probe;
 use quayside_worker::proof::gate::{Gate, Policy};
 use quayside_worker::report::Reporter;
 use quayside_worker::runner::Runner;
-use quayside_worker::runner::docker::{DockerOptions, DockerRunner};
-use quayside_worker::runner::workspace::Workspaces;
 use quayside_worker::slots::{LiveContainers, Slots, slots_for};
 use quayside_worker::sweeper::Sweeper;
 use tokio_util::sync::CancellationToken;
@@ -146,6 +143,8 @@ pub(crate) struct Sandboxes {
 impl Sandboxes {
     /// Those of the worker `instance`.
     pub(crate) fn of(config: &Config, instance: &Instance) -> anyhow::Result<Self> {
+        let chosen = crate::runners::choose(config);
+        tracing::info!(runner = chosen.kind.name(), why = chosen.why, "this runner makes the containers");
         let (runner, live) = (runner(config, &instance.name, instance.uid_base)?, LiveContainers::default());
         let policy = Policy {
             probe: config.worker.prove_limits.then(|| probe(config, instance.uid_base, live.clone())),
@@ -174,9 +173,7 @@ pub(crate) fn probe(config: &Config, uid_base: u32, live: LiveContainers) -> Pro
 
 /// How the record of an attempt names the runner.
 fn runner_name(config: &Config) -> &'static str {
-    match config.runner.kind {
-        RunnerKind::Docker => "docker",
-    }
+    crate::runners::choose(config).kind.name()
 }
 
 pub(crate) fn machine_cpus() -> usize {
@@ -190,10 +187,7 @@ pub(crate) fn looking_runner(config: &Config) -> anyhow::Result<Arc<dyn Runner>>
 
 /// The runner of the instance of this name.
 pub(crate) fn runner(config: &Config, instance: &str, uid_base: u32) -> anyhow::Result<Arc<dyn Runner>> {
-    let options =
-        DockerOptions { host: config.runner.docker_host.clone(), instance: instance.to_owned(), runtime: config.runner.runtime.clone(), uid_base };
-    let runner = DockerRunner::connect(options).context("preparing the Docker runner")?;
-    Ok(Arc::new(runner.with_workspaces(Workspaces::of(instance))))
+    crate::runners::connect(config, instance, uid_base)
 }
 
 /// A worker that was killed for good cannot remove its containers: the living ones on its machine do.

@@ -8,6 +8,7 @@ started=$EPOCHREALTIME
 "$ROOT/infra/dev/toolchain.sh"
 "$ROOT/infra/dev/docker.sh"
 use_this_engine
+"$ROOT/infra/dev/oci.sh" --if-possible
 
 # The image waits for the network, the compiler for the processor: side by side they cost little more than one.
 in_background agent-image "$ROOT/infra/agents/build.sh"

@@ -41,6 +41,7 @@ rules_tests() { (cd "$ROOT/tests/rules" && node --test --test-reporter=spec); }
 stage 'Toolchain' infra/dev/toolchain.sh
 stage 'Docker engine' infra/dev/docker.sh
 use_this_engine
+stage 'Containers without an engine' infra/dev/oci.sh
 # These wait for the network and are needed late; the compiler uses the time.
 in_background agent-image infra/agents/build.sh
 in_background browser infra/dev/browser.sh

@@ -135,11 +135,16 @@ pub enum KnownEscapes {
 pub struct Runner {
     /// Which adapter. Defaults to `docker`.
     pub kind: RunnerKind,
-    /// Docker: where its engine listens. Defaults to `unix:///var/run/docker.sock`.
+    /// Where the Docker engine listens: the one that starts containers, or only knows images. Defaults to
+    /// `unix:///var/run/docker.sock`.
     pub docker_host: String,
     /// Docker: the OCI runtime by the name the engine knows it under, for example `runsc`. Defaults to the engine's.
+    /// Without an engine: the runtime by name or path. Defaults to `crun`, else `runc`.
     pub runtime: Option<String>,
-    /// Docker: container uids are this plus the place of each. Two workers on one machine need ranges that do not meet.
+    /// Without an engine: where images are unpacked, once for all workers of the machine. Defaults to
+    /// `/var/lib/quayside/images`.
+    pub images: PathBuf,
+    /// Container uids are this plus the place of each. Two workers on one machine need ranges that do not meet.
     /// Defaults to 100000.
     pub uid_base: u32,
 }
@@ -150,6 +155,22 @@ pub struct Runner {
 pub enum RunnerKind {
     /// The Docker Engine API.
     Docker,
+    /// A container runtime, called directly.
+    Oci,
+    /// The second where it works for every agent, else the first.
+    Auto,
+}
+
+impl RunnerKind {
+    /// As it is written in the configuration.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Docker => "docker",
+            Self::Oci => "oci",
+            Self::Auto => "auto",
+        }
+    }
 }
 
 /// `[limits]`
@@ -233,7 +254,13 @@ impl Default for Worker {
 
 impl Default for Runner {
     fn default() -> Self {
-        Self { kind: RunnerKind::Docker, docker_host: "unix:///var/run/docker.sock".to_owned(), runtime: None, uid_base: 100_000 }
+        Self {
+            kind: RunnerKind::Docker,
+            docker_host: "unix:///var/run/docker.sock".to_owned(),
+            runtime: None,
+            images: PathBuf::from("/var/lib/quayside/images"),
+            uid_base: 100_000,
+        }
     }
 }
 

@@ -6,6 +6,8 @@ mod cut_off;
 mod docker;
 mod fake_engine;
 mod living;
+mod oci;
+mod oci_only;
 mod proof;
 mod scripted;
 mod stopped;

@@ -9,7 +9,7 @@ use serde_json::Value;
 use super::header::Header;
 use super::host::Follower;
 use crate::support::eventually;
-use crate::support::server::{Backend, Options, Server, docker};
+use crate::support::server::{Backend, Options, Server, containers};
 
 const IMAGE: &str = "quayside/test-hostile:latest";
 /// Where a header sets no limit: none of the programs takes as long.
@@ -93,8 +93,8 @@ pub const fn memory_limit() -> u64 {
 
 /// Waits until no container of a run is left.
 pub async fn nothing_is_left(server: &Server, run_id: &str) {
-    let label = format!("label=dev.quayside.run={run_id}");
-    eventually("the removal of the container", || async { docker(&["ps", "-aq", "--filter", &label]).trim().is_empty().then_some(()) }).await;
+    let instances = server.instances();
+    eventually("the removal of the container", || async { (!containers::has_one_for(run_id, &instances)).then_some(()) }).await;
     eventually("an empty host", || async { (server.containers().is_empty() && server.workspaces().is_empty()).then_some(()) }).await;
 }
 

@@ -1,5 +1,6 @@
 //! A real Quayside with its own data folder, in one process or in several, and a client that speaks the contract to it.
 
+pub mod containers;
 mod one;
 
 use std::io::{BufRead, BufReader};
@@ -184,7 +185,7 @@ impl Server {
     pub fn command(&self) -> Command {
         let mut command = Command::new(env!("CARGO_BIN_EXE_quayside"));
         let folder = self.config.parent().expect("it is in a folder");
-        command.env_remove("QUAYSIDE_CONFIG").env("QUAYSIDE_LOG", "warn").current_dir(folder);
+        command.env_remove("QUAYSIDE_CONFIG").env("QUAYSIDE_LOG", "warn").envs(containers::environment()).current_dir(folder);
         command
     }
 
@@ -307,8 +308,7 @@ impl Server {
 
     /// Ids of this server's containers, running or not.
     pub fn containers(&self) -> Vec<String> {
-        let of = |instance: String| docker(&["ps", "-aq", "--filter", &format!("label=dev.quayside.instance={instance}")]);
-        self.instances().into_iter().flat_map(|instance| of(instance).lines().map(str::to_owned).collect::<Vec<_>>()).collect()
+        self.instances().iter().flat_map(|instance| containers::of(instance)).collect()
     }
 
     /// What its workers have mounted for containers, whether those live or not.
@@ -340,12 +340,7 @@ impl Drop for Server {
             let _ = child.kill();
             let _ = child.wait();
         }
-        let containers = self.containers();
-        if !containers.is_empty() {
-            let mut arguments = vec!["rm", "-f", "-v"];
-            arguments.extend(containers.iter().map(String::as_str));
-            docker(&arguments);
-        }
+        containers::remove(&self.instances());
         for workspace in self.workspaces() {
             let _ = Command::new("umount").arg("--lazy").arg(&workspace).stderr(Stdio::null()).status();
             let _ = std::fs::remove_dir(workspace);
@@ -371,6 +366,7 @@ fn spawn(config: &Path, log: &Path, command: &str, hosts: Option<(&str, &str)>) 
     let log = std::fs::File::options().create(true).append(true).open(log).unwrap();
     let mut process = Command::new(env!("CARGO_BIN_EXE_quayside"));
     process.args(["--config", config.to_str().unwrap(), command]).env("QUAYSIDE_LOG", "info,quayside_worker=debug,firestore=off,gcloud_sdk=off");
+    process.envs(containers::environment());
     if let Some((pubsub, firestore)) = hosts {
         process.env("PUBSUB_EMULATOR_HOST", pubsub).env("FIRESTORE_EMULATOR_HOST", firestore);
     }

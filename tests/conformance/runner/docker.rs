@@ -17,8 +17,8 @@ use quayside_worker::runner::{FaultKind, LaunchSpec, Runner};
 use super::{Behaviour, Fixture, check, conformance, end, serve, within};
 
 const HOST: &str = "unix:///var/run/docker.sock";
-const IMAGE: &str = "quayside/agent-python";
-const UID_BASE: u32 = 100_000;
+pub const IMAGE: &str = "quayside/agent-python";
+pub const UID_BASE: u32 = 100_000;
 
 /// A runner whose containers no other test touches.
 pub struct OnDocker {
@@ -98,6 +98,34 @@ pub fn python(program: &str) -> Vec<String> {
     ["python3", "-u", "-c", program].map(str::to_owned).to_vec()
 }
 
+/// The image and the command of an agent that behaves like this, for whatever runs real containers.
+pub fn program(behaviour: &Behaviour) -> (String, Vec<String>) {
+    let program = match behaviour {
+        Behaviour::Echo => "import sys, shutil; shutil.copyfileobj(sys.stdin.buffer, sys.stdout.buffer)".to_owned(),
+        Behaviour::Print { stdout, stderr, code } => {
+            format!("import os, sys; os.write(1, b{stdout:?}); os.write(2, b{stderr:?}); sys.exit({code})")
+        }
+        Behaviour::EchoLines => "import os, sys\nfor line in sys.stdin.buffer: os.write(1, line)".to_owned(),
+        Behaviour::Ticks(time) => format!("import os, time\nwhile True: os.write(1, b'.'); time.sleep({})", time.as_secs_f64()),
+        Behaviour::Hang => "import time; time.sleep(3600)".to_owned(),
+        Behaviour::Flood(bytes) => format!("import sys; [sys.stdout.buffer.write(b'x' * 65536) for _ in range({bytes} // 65536)]"),
+        Behaviour::FloodForever => "import os\nwhile True: os.write(1, b'x' * 65536)".to_owned(),
+        Behaviour::CloseThenSleep(time) => {
+            format!("import os, sys, time; sys.stdin.read(); os.closerange(0, 3); time.sleep({}); os._exit(7)", time.as_secs_f64())
+        }
+        Behaviour::SleepInBetween(time) => {
+            format!("import os, time; os.write(1, b'ready'); time.sleep({}); os.write(1, b'late')", time.as_secs_f64())
+        }
+        Behaviour::NeverReads => "pass".to_owned(),
+        Behaviour::InvalidUtf8 => r"import os; os.write(1, b'ok\xff\xfe\xc3\x28\n')".to_owned(),
+        Behaviour::KillsItself => "import os; os.kill(os.getpid(), 9)".to_owned(),
+        Behaviour::OutOfMemory => "x = [bytearray(b'x') * (1 << 20) for _ in range(4096)]".to_owned(),
+        Behaviour::MissingImage => return ("quayside/no-such-image:1".to_owned(), Vec::new()),
+        Behaviour::MissingProgram => return (IMAGE.to_owned(), vec!["/no/such/program".to_owned()]),
+    };
+    (IMAGE.to_owned(), python(&program))
+}
+
 #[async_trait]
 impl Fixture for OnDocker {
     fn runner(&self) -> &dyn Runner {
@@ -105,30 +133,7 @@ impl Fixture for OnDocker {
     }
 
     fn program(&self, behaviour: &Behaviour) -> (String, Vec<String>) {
-        let program = match behaviour {
-            Behaviour::Echo => "import sys, shutil; shutil.copyfileobj(sys.stdin.buffer, sys.stdout.buffer)".to_owned(),
-            Behaviour::Print { stdout, stderr, code } => {
-                format!("import os, sys; os.write(1, b{stdout:?}); os.write(2, b{stderr:?}); sys.exit({code})")
-            }
-            Behaviour::EchoLines => "import os, sys\nfor line in sys.stdin.buffer: os.write(1, line)".to_owned(),
-            Behaviour::Ticks(time) => format!("import os, time\nwhile True: os.write(1, b'.'); time.sleep({})", time.as_secs_f64()),
-            Behaviour::Hang => "import time; time.sleep(3600)".to_owned(),
-            Behaviour::Flood(bytes) => format!("import sys; [sys.stdout.buffer.write(b'x' * 65536) for _ in range({bytes} // 65536)]"),
-            Behaviour::FloodForever => "import os\nwhile True: os.write(1, b'x' * 65536)".to_owned(),
-            Behaviour::CloseThenSleep(time) => {
-                format!("import os, sys, time; sys.stdin.read(); os.closerange(0, 3); time.sleep({}); os._exit(7)", time.as_secs_f64())
-            }
-            Behaviour::SleepInBetween(time) => {
-                format!("import os, time; os.write(1, b'ready'); time.sleep({}); os.write(1, b'late')", time.as_secs_f64())
-            }
-            Behaviour::NeverReads => "pass".to_owned(),
-            Behaviour::InvalidUtf8 => r"import os; os.write(1, b'ok\xff\xfe\xc3\x28\n')".to_owned(),
-            Behaviour::KillsItself => "import os; os.kill(os.getpid(), 9)".to_owned(),
-            Behaviour::OutOfMemory => "x = [bytearray(b'x') * (1 << 20) for _ in range(4096)]".to_owned(),
-            Behaviour::MissingImage => return ("quayside/no-such-image:1".to_owned(), Vec::new()),
-            Behaviour::MissingProgram => return (IMAGE.to_owned(), vec!["/no/such/program".to_owned()]),
-        };
-        (IMAGE.to_owned(), python(&program))
+        program(behaviour)
     }
 
     async fn leftovers(&self) -> usize {
