@@ -226,6 +226,11 @@ pub trait Sandbox: Send + fmt::Debug {
         Err(no_sessions())
     }
 
+    /// How long what a program wrote before it was frozen may be on its way to `next_output`.
+    fn lag(&self) -> Duration {
+        Duration::from_millis(20)
+    }
+
     /// Lets a frozen container go on. Thawing what runs is fine.
     ///
     /// # Errors

@@ -21,8 +21,6 @@ use crate::runner::{Measured, OutputChunk};
 
 /// Counted for a container whose memory cannot be read.
 const ESTIMATE: u64 = 32 << 20;
-/// A frozen program writes no more; what it wrote before is here within this.
-const QUIET: Duration = Duration::from_millis(20);
 /// A program that wrote more than this after its reply was complete does not keep to the protocol, and is not kept.
 const CHATTER: usize = 1 << 20;
 
@@ -252,9 +250,9 @@ impl Drop for Turn {
 
 /// Whether the frozen program's output can be told to be at its end: all that came after its reply is thrown away.
 async fn is_quiet(container: &mut Container) -> bool {
-    let mut dropped = 0;
+    let (mut dropped, quiet) = (0, container.sandbox.lag());
     while dropped <= CHATTER {
-        match tokio::time::timeout(QUIET, container.sandbox.next_output()).await {
+        match tokio::time::timeout(quiet, container.sandbox.next_output()).await {
             Ok(Some(Ok(OutputChunk::Stdout(bytes) | OutputChunk::Stderr(bytes)))) => dropped += bytes.len(),
             Ok(Some(Err(_)) | None) => return false,
             Err(_elapsed) => return true,

@@ -50,6 +50,34 @@ async fn the_settings_hold_inside() {
     }
 }
 
+/// The runtime compiles the filter for the first container only.
+#[tokio::test]
+async fn every_container_has_the_same_filter() {
+    check(OnOci::new("crun"), async |fixture| {
+        let mut seen = Vec::new();
+        for _ in 0..2 {
+            seen.push(fixture.python(TRY_CALLS).await);
+        }
+        assert_eq!(seen[0], seen[1]);
+        let calls: serde_json::Value = serde_json::from_str(&seen[0]).expect("JSON");
+        assert_eq!(calls["refused"], calls["all"], "{calls}");
+        assert_eq!((&calls["mode"], &calls["filters"]), (&"2".into(), &"1".into()));
+    })
+    .await;
+}
+
+/// Calls that an ordinary user may make where no filter forbids them.
+const TRY_CALLS: &str = r#"
+import json, socket, ctypes
+libc = ctypes.CDLL(None, use_errno=True)
+status = dict(line.rstrip("\n").split(":\t", 1) for line in open("/proc/self/status") if ":\t" in line)
+calls = {"personality": (135, 0x0040000), "memfd_secret": (447, 0), "unshare": (272, 0), "ptrace": (101, 0, 0, 0, 0), "add_key": (248, 0, 0, 0, 0, 0), "io_uring": (425, 1, 0)}
+refused = [name for name, call in calls.items() if libc.syscall(*call) == -1 and ctypes.get_errno() in (1, 38)]
+try: socket.socket(40, 1)
+except OSError as error: refused.append("vsock" if error.errno in (1, 38) else str(error))
+print(json.dumps({"refused": refused, "all": [*calls, "vsock"], "mode": status["Seccomp"], "filters": status["Seccomp_filters"]}))
+"#;
+
 const LOOK_AROUND: &str = r#"
 import json, os, resource, socket
 status = dict(line.rstrip("\n").split(":\t", 1) for line in open("/proc/self/status") if ":\t" in line)

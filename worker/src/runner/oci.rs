@@ -18,6 +18,7 @@ mod spec;
 
 use std::collections::BTreeSet;
 use std::path::PathBuf;
+use std::sync::OnceLock;
 
 use async_trait::async_trait;
 use futures::{StreamExt, stream};
@@ -61,6 +62,8 @@ pub struct OciRunner {
     images: Images,
     launcher: Launcher,
     seccomp: serde_json::Value,
+    /// The same as the kernel takes it, once the runtime has compiled it: that takes longer than the rest of a start.
+    compiled: OnceLock<String>,
     workspaces: Option<Workspaces>,
 }
 
@@ -88,6 +91,7 @@ impl OciRunner {
             groups: Groups::new(hierarchies, options.instance.clone()),
             images: Images::new(options.images.clone(), options.docker_host.clone()),
             seccomp: seccomp::profile()?,
+            compiled: OnceLock::new(),
             workspaces: None,
             runtime,
             options,

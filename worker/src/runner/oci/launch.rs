@@ -6,6 +6,8 @@ use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
 use quayside_shared::agent::{Agent, Network};
 use rustix::fd::OwnedFd;
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
@@ -94,6 +96,7 @@ impl OciRunner {
             workspace_bytes: agent.workspace,
             cgroup: self.runtime.own_group(&container.group),
             seccomp: &self.seccomp,
+            compiled: self.compiled.get().map(String::as_str),
         };
         let config = spec::config(&parts).to_string();
         if let Err(error) = self.prepare(&container, &name, limits, &config) {
@@ -114,13 +117,28 @@ impl OciRunner {
             tracing::warn!(%error, "a workspace that was handed over cannot be taken back");
         }
         match launched {
-            Ok(sandbox) => Ok(sandbox),
+            Ok(sandbox) => {
+                self.note_compiled(&container, &name);
+                Ok(sandbox)
+            }
             Err(fault) => {
                 if let Err(error) = container.remove().await {
                     tracing::warn!(%error, "a container that did not start is left to the sweeper");
                 }
                 Err(fault)
             }
+        }
+    }
+
+    /// Keeps what the runtime compiled for this container, for those that follow.
+    fn note_compiled(&self, container: &Container, name: &str) {
+        if self.runtime.kind == Kind::Crun
+            && self.compiled.get().is_none()
+            && let Ok(filter) = std::fs::read(container.state.join("runtime").join(name).join("seccomp.bpf"))
+            && !filter.is_empty()
+        {
+            // Of two that come at once, either will do.
+            let _known = self.compiled.set(STANDARD.encode(filter));
         }
     }
 

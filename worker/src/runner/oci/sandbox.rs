@@ -5,6 +5,7 @@ use std::fmt;
 use std::os::unix::process::ExitStatusExt;
 use std::path::Path;
 use std::process::ExitStatus;
+use std::time::Duration;
 
 use async_trait::async_trait;
 use bytes::{Bytes, BytesMut};
@@ -216,6 +217,11 @@ impl Sandbox for OciSandbox {
         self.order.say()?;
         self.write(request);
         Ok(())
+    }
+
+    fn lag(&self) -> Duration {
+        // It is in the pipe. The runtime looks at its pipes again whenever a timer has run out.
+        Duration::from_millis(1)
     }
 
     fn is_over(&mut self) -> bool {

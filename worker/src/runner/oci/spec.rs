@@ -44,6 +44,9 @@ const MASKED: [&str; 12] = [
 ];
 const READ_ONLY: [&str; 5] = ["/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger"];
 
+/// crun's name for a filter that was compiled before, in base64. From its manual page.
+const COMPILED: &str = "run.oci.seccomp_bpf_data";
+
 /// What differs from one container to the next.
 #[derive(Debug)]
 pub(super) struct Parts<'a> {
@@ -65,6 +68,8 @@ pub(super) struct Parts<'a> {
     pub cgroup: Option<String>,
     /// The seccomp profile, converted.
     pub seccomp: &'a Value,
+    /// What the runtime made of it for an earlier container, for a runtime that takes that.
+    pub compiled: Option<&'a str>,
 }
 
 /// The configuration of a container.
@@ -83,8 +88,11 @@ pub(super) fn config(parts: &Parts<'_>) -> Value {
     if let Some(path) = &parts.cgroup {
         linux["cgroupsPath"] = json!(path);
     }
+    // A runtime that does not know the annotation reads the profile.
+    let annotations = parts.compiled.map_or_else(|| json!({}), |filter| json!({ COMPILED: filter }));
     json!({
         "ociVersion": "1.0.0",
+        "annotations": annotations,
         "hostname": "sandbox",
         "root": { "path": parts.rootfs, "readonly": true },
         "process": {

@@ -15,6 +15,7 @@ fn parts<'a>(command: &'a [String], seccomp: &'a Value) -> Parts<'a> {
         workspace_bytes: 64 << 20,
         cgroup: None,
         seccomp,
+        compiled: None,
     }
 }
 
