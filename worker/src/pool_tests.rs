@@ -102,6 +102,7 @@ async fn a_burst_asks_for_more_but_not_for_more_than_can_run() {
         }
         tokio::time::sleep(Duration::from_millis(5)).await;
     }
+    seconds(2).await;
     let (most, idle) = (8, stage.idle("a"));
     assert!((2..=most).contains(&idle), "{idle}");
     seconds(120).await;

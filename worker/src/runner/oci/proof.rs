@@ -16,7 +16,8 @@ pub(super) struct Wanted<'a> {
     pub uid: u32,
     /// The control group that it, or a group below it, must be in.
     pub group: &'a str,
-    /// Whether the seccomp filter and the name spaces are the kernel's; gVisor brings its own.
+    /// Whether the walls are the kernel's. gVisor brings its own: what the host sees is its process, not the program, and only
+    /// the control group holds both.
     pub kernel: bool,
 }
 
@@ -63,17 +64,17 @@ impl Seen {
         };
         let none = "0000000000000000";
         let checks = [
-            ("uid", only("Uid", &uid)),
-            ("gid", only("Gid", &uid)),
-            ("groups", self.field("Groups").is_some_and(|groups| groups.split_whitespace().all(|group| group == uid))),
+            ("uid", !wanted.kernel || only("Uid", &uid)),
+            ("gid", !wanted.kernel || only("Gid", &uid)),
+            ("groups", !wanted.kernel || self.field("Groups").is_some_and(|groups| groups.split_whitespace().all(|group| group == uid))),
             ("NoNewPrivs", !wanted.kernel || only("NoNewPrivs", "1")),
             ("Seccomp", !wanted.kernel || only("Seccomp", "2")),
             ("CapEff", !wanted.kernel || only("CapEff", none)),
             ("CapPrm", !wanted.kernel || only("CapPrm", none)),
-            ("CapInh", only("CapInh", none)),
+            ("CapInh", !wanted.kernel || only("CapInh", none)),
             ("CapBnd", !wanted.kernel || only("CapBnd", none)),
-            ("CapAmb", only("CapAmb", none)),
-            ("oom_score_adj", self.oom_score_adj.trim() == OOM_SCORE_ADJ.to_string()),
+            ("CapAmb", !wanted.kernel || only("CapAmb", none)),
+            ("oom_score_adj", !wanted.kernel || self.oom_score_adj.trim() == OOM_SCORE_ADJ.to_string()),
             ("cgroup", self.is_in(wanted.group)),
             ("readonly root", !wanted.kernel || self.root_is_read_only()),
         ];
