@@ -91,10 +91,7 @@ async fn the_kernel_holds_the_limits() {
             if fixture.group_exists("memory.limit_in_bytes") {
                 assert_eq!(read("memory.limit_in_bytes"), (48 << 20).to_string());
                 assert_eq!(read("memory.memsw.limit_in_bytes"), (48 << 20).to_string());
-                assert_eq!(
-                    (read("cpu.cfs_quota_us"), read("cpu.cfs_period_us"), read("cpu.shares")),
-                    ("50000".into(), "100000".into(), "512".into())
-                );
+                assert_eq!((read("cpu.cfs_quota_us"), read("cpu.cfs_period_us"), read("cpu.shares")), ("50000".into(), "100000".into(), "64".into()));
             } else {
                 assert_eq!(
                     (read("memory.max"), read("memory.swap.max"), read("cpu.max")),
