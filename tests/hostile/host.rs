@@ -5,21 +5,29 @@ use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use quayside_shared::clock::{Clock, SystemClock};
 
 use crate::support::eventually;
-use crate::support::server::Server;
+use crate::support::server::{Server, containers};
 
-/// Notes the full ids of the containers that a server makes, by the engine's events, until it is dropped.
+/// Notes the containers that a server makes until it is dropped: full ids by the engine's events, or without an engine
+/// `instance/name` by their folders.
 pub struct Follower {
-    events: Child,
+    events: Option<Child>,
     made: Arc<Mutex<BTreeSet<String>>>,
 }
+
+/// A start alone takes several times as long.
+const LOOK: Duration = Duration::from_millis(2);
 
 impl Follower {
     /// Follows from the beginning of this second.
     pub fn of(server: &Server) -> Self {
+        if containers::without_engine() {
+            return Self::of_folders(server.instances());
+        }
         let now = SystemClock.now().as_millis() / 1000;
         let mut command = Command::new("docker");
         command.args(["events", "--since", &now.to_string(), "--filter", "event=create", "--format", "{{.ID}}"]);
@@ -30,7 +38,23 @@ impl Follower {
         let (lines, made) = (BufReader::new(events.stdout.take().expect("piped")).lines(), Arc::new(Mutex::new(BTreeSet::new())));
         let noted = Arc::clone(&made);
         std::thread::spawn(move || lines.map_while(Result::ok).for_each(|id| noted.lock().unwrap().extend([id])));
-        Self { events, made }
+        Self { events: Some(events), made }
+    }
+
+    /// Looks until nobody else knows what it notes.
+    fn of_folders(instances: Vec<String>) -> Self {
+        let made = Arc::new(Mutex::new(BTreeSet::new()));
+        let noted = Arc::downgrade(&made);
+        std::thread::spawn(move || {
+            while let Some(noted) = noted.upgrade() {
+                for instance in &instances {
+                    noted.lock().unwrap().extend(containers::of(instance).into_iter().map(|name| format!("{instance}/{name}")));
+                }
+                drop(noted);
+                std::thread::sleep(LOOK);
+            }
+        });
+        Self { events: None, made }
     }
 
     /// Those that were made until now.
@@ -47,8 +71,10 @@ impl Follower {
 
 impl Drop for Follower {
     fn drop(&mut self) {
-        let _ended = self.events.kill();
-        let _reaped = self.events.wait();
+        if let Some(events) = &mut self.events {
+            let _ended = events.kill();
+            let _reaped = events.wait();
+        }
     }
 }
 
@@ -69,7 +95,7 @@ fn has_process(id: &str) -> bool {
 /// The folders of a container's control groups, of either version.
 pub fn groups(id: &str) -> impl Iterator<Item = PathBuf> {
     let controllers = std::fs::read_dir("/sys/fs/cgroup").into_iter().flatten().flatten().map(|entry| entry.path());
-    let names = [format!("docker/{id}"), format!("system.slice/docker-{id}.scope")];
+    let names = [format!("docker/{id}"), format!("system.slice/docker-{id}.scope"), format!("quayside/{id}")];
     controllers
         .chain([PathBuf::from("/sys/fs/cgroup")])
         .flat_map(move |root| names.clone().map(|name| root.join(name)))
