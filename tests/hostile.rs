@@ -1,6 +1,7 @@
 //! Programs that a sandbox must contain, each through the whole product. See `hostile/README.md`.
 
 mod artefacts;
+mod gvisor;
 mod header;
 mod host;
 mod neighbours;

@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
 # Makes sure that containers can be started without an engine: a runtime, an init, and what reads and unpacks images.
+# With --with-gvisor its runtime, too, which the tests need.
 # With --if-possible a machine where that cannot be is no failure: `[runner] kind = "auto"` takes Docker there.
 set -euo pipefail
 # shellcheck source=infra/dev/lib.sh
@@ -7,6 +8,10 @@ set -euo pipefail
 
 # Program and the Debian package that brings it.
 NEEDED=(crun:crun tini-static:tini skopeo:skopeo umoci:umoci)
+if [ "${1:-}" = --with-gvisor ]; then
+  NEEDED+=(runsc:runsc)
+  shift
+fi
 
 cannot() {
   [ "${1:-}" != --if-possible ] || { note "$2"; exit 0; }

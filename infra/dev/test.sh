@@ -41,7 +41,7 @@ rules_tests() { (cd "$ROOT/tests/rules" && node --test --test-reporter=spec); }
 stage 'Toolchain' infra/dev/toolchain.sh
 stage 'Docker engine' infra/dev/docker.sh
 use_this_engine
-stage 'Containers without an engine' infra/dev/oci.sh
+stage 'Containers without an engine' infra/dev/oci.sh --with-gvisor
 # These wait for the network and are needed late; the compiler uses the time.
 in_background agent-image infra/agents/build.sh
 in_background browser infra/dev/browser.sh
@@ -62,6 +62,7 @@ export QUAYSIDE_BIN
 # What takes both cores for minutes runs by itself: beside it, every wait of the others would be long.
 stage 'cargo test' cargo test --locked --workspace -- --skip sim:: --skip model:: --skip chaos:: --skip hostile::weight::
 stage 'The simulator and the model' cargo test --locked --test quayside -- sim:: model::
+stage 'Hostile programs without an engine' env QUAYSIDE_TEST_RUNNER=oci cargo test --locked --test quayside -- hostile:: --skip hostile::weight:: --skip hostile::gvisor::
 stage 'CPU between containers, and beside them' cargo test --locked --test quayside -- hostile::weight:: --test-threads=1
 stage 'Chaos, a short round for each backend' cargo test --locked --test quayside -- chaos::
 

@@ -14,6 +14,11 @@ enum Status {
     OutputLimit,
 }
 
+/// The value of a line of the header.
+fn line<'a>(source: &'a str, name: &str) -> Option<&'a str> {
+    source.lines().find_map(|line| line.strip_prefix("# ")?.strip_prefix(name)?.strip_prefix(": "))
+}
+
 /// What the header asks for.
 #[derive(Debug)]
 pub struct Header {
@@ -27,8 +32,19 @@ pub struct Header {
 impl Header {
     /// Reads the header of a program's source. Panics on one that cannot be read: nothing would be checked.
     pub fn parse(source: &str) -> Self {
-        let line = |name: &str| source.lines().find_map(|line| line.strip_prefix("# ")?.strip_prefix(name)?.strip_prefix(": "));
-        let mut parts = line("EXPECT").expect("an EXPECT line").split(" | ");
+        Self::read(source, line(source, "EXPECT").expect("an EXPECT line"))
+    }
+
+    /// The same for a run under gVisor. What its own line says, up to the reasons in brackets, is all that is asked then.
+    pub fn parse_for_gvisor(source: &str) -> Self {
+        match line(source, "EXPECT-GVISOR") {
+            Some(expected) => Self::read(source, expected.split(" (").next().unwrap_or_default()),
+            None => Self::parse(source),
+        }
+    }
+
+    fn read(source: &str, expected: &str) -> Self {
+        let mut parts = expected.split(" | ");
         let statuses = parts.next().unwrap_or_default().split(',').map(|status| Status::parse(status.trim())).collect();
         let mut header = Self { statuses, output: None, not_output: None, timeout: None };
         for part in parts {
@@ -40,7 +56,7 @@ impl Header {
                 other => panic!("`{other}` is neither `out` nor `not`"),
             }
         }
-        let timeout = line("PREP").and_then(|prep| prep.split(',').find_map(|item| item.trim().strip_prefix("timeout=")));
+        let timeout = line(source, "PREP").and_then(|prep| prep.split(',').find_map(|item| item.trim().strip_prefix("timeout=")));
         header.timeout = timeout.map(|seconds| seconds.parse().expect("seconds"));
         header
     }

@@ -25,7 +25,7 @@ pub const FOLDER: &str = "/run/quayside/workspaces";
 const INODES: u32 = 8192;
 
 /// The workspaces of one worker.
-#[derive(Debug, Clone)]
+#[derive(Debug)]
 pub struct Workspaces {
     folder: PathBuf,
 }
@@ -98,6 +98,13 @@ impl Workspaces {
             }
         }
         failed.map_or(Ok(removed), Err)
+    }
+}
+
+impl Drop for Workspaces {
+    /// A worker that ends leaves no folder behind, unless something is in it.
+    fn drop(&mut self) {
+        let _not_empty_or_absent = fs::remove_dir(&self.folder);
     }
 }
 
