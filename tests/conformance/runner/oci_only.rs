@@ -127,7 +127,7 @@ async fn the_kernel_holds_the_limits() {
                 );
             }
             // crun waits inside.
-            assert_eq!(read("pids.max"), if runtime == "crun" { "21" } else { "20" });
+            assert_eq!(read("pids.max"), "20");
             end(sandbox).await;
         })
         .await;

@@ -23,11 +23,6 @@ pub fn without_engine() -> bool {
     }
 }
 
-/// How many processes of the runtime are in a container's group, and have their place there beside those of the agent.
-pub fn processes_of_the_runtime() -> u64 {
-    u64::from(without_engine())
-}
-
 /// What a server's process needs in its environment.
 pub fn environment() -> Option<(&'static str, &'static str)> {
     without_engine().then_some(("QUAYSIDE__RUNNER__KIND", "oci"))

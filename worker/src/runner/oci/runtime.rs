@@ -76,11 +76,11 @@ impl Runtime {
         if self.kind == Kind::Crun && hierarchies.version() == Version::One { hierarchies.unified().map(Path::to_owned) } else { None }
     }
 
-    /// Processes of the runtime that are in the container's group and would count against its limit of processes.
+    /// Processes that the limit of the container's group allows beyond the agent's.
     pub(super) const fn processes_inside(&self) -> u32 {
         match self.kind {
-            Kind::Crun => 1,
-            Kind::Runc => 0,
+            // crun, which waits there, is one of the agent's own: its limit is a promise.
+            Kind::Crun | Kind::Runc => 0,
             // Threads of the kernel that it brings, and of the process that serves its files.
             Kind::Runsc => 512,
         }
