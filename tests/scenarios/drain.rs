@@ -108,7 +108,7 @@ impl Talker {
         let mut said = Vec::new();
         while !stop.load(Ordering::SeqCst) && said.len() < RUNS_MAX {
             // Every third takes longer than a drain lets it.
-            let seconds = if said.len() % 3 == 0 { "6" } else { "0.3" };
+            let seconds = if said.len() % 3 == 0 { "12" } else { "0.3" };
             let number = said.len().to_string();
             let body = json!({"agent": "sh", "message": format!("sleep {seconds}; echo {number}"), "conversationId": self.conversation});
             let key = format!("{}-{number}", self.conversation);

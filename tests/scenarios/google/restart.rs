@@ -34,7 +34,7 @@ async fn an_emulator_restart_loses_no_run() {
     let mut accepted = Vec::new();
     // Both workers are busy, so that the messages of the others go back and wait in the emulator.
     for number in 0..2 {
-        let run = busy.say("sh", &format!("echo begun; sleep 12; echo {number}")).await;
+        let run = busy.say("sh", &format!("echo begun; sleep 30; echo {number}")).await;
         busy.says(&run, "begun").await;
         accepted.push((run, format!("begun\n{number}\n")));
     }
