@@ -179,6 +179,8 @@ async fn an_attempt_without_a_lease_ends_although_its_container_cannot_be_killed
     tokio::join!(stage.deliver(), losing_the_lease);
     assert_eq!(stage.run().await.attempts[0].outcome, Some(AttemptOutcome::WorkerLost));
     assert_eq!(stage.runner.inner.containers().len(), 1);
+    // The attempt has left it to the reaper, which cannot kill it either.
+    tokio::time::sleep(Duration::from_secs(1)).await;
     let removed = stage.runner.sweep(&|key| stage.attempts.live.contains(key)).await.unwrap();
     assert_eq!(removed, 1, "the sweeper may have it");
 }

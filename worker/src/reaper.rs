@@ -23,18 +23,19 @@ const RETRY: Duration = Duration::from_millis(500);
 #[derive(Debug)]
 pub(crate) struct Container {
     pub(crate) sandbox: Box<dyn Sandbox>,
+    key: ContainerKey,
     place: Place,
-    announced: Announced,
+    announced: Option<Announced>,
 }
 
 impl Container {
     pub(crate) fn new(sandbox: Box<dyn Sandbox>, place: Place, announced: Announced) -> Self {
-        Self { sandbox, place, announced }
+        Self { sandbox, key: announced.key().clone(), place, announced: Some(announced) }
     }
 
     /// Its name.
     pub(crate) const fn key(&self) -> &ContainerKey {
-        self.announced.key()
+        &self.key
     }
 
     /// The host's view of its workspace, see [`Sandbox::workspace`].
@@ -44,10 +45,10 @@ impl Container {
 
     /// Removes it; it is dead by now.
     pub(crate) async fn remove(self) {
-        let Self { sandbox, place, announced } = self;
+        let Self { sandbox, key, place, announced } = self;
         // Without an answer here it stays announced no longer, and the sweeper takes it. Nothing of its uid runs.
         if let Err(fault) = sandbox.remove().await {
-            tracing::warn!(container = %announced.key(), error = %chain(&fault), "a container could not be removed; the sweeper will");
+            tracing::warn!(container = %key, error = %chain(&fault), "a container could not be removed; the sweeper will");
         }
         drop((place, announced));
     }
@@ -82,16 +83,16 @@ impl Reaper {
     fn begin(&self, mut container: Container, place_in_line: Option<OwnedSemaphorePermit>) {
         let at_work = Arc::clone(&self.at_work);
         self.tracker.spawn(async move {
-            let mut told = false;
             loop {
                 let turn = at_work.acquire().await;
                 match container.sandbox.kill().await {
                     Ok(()) => break container.remove().await,
-                    Err(fault) if !std::mem::replace(&mut told, true) => {
-                        let key = container.key();
-                        tracing::warn!(container = %key, error = %chain(&fault), "a container could not be killed, trying again until it is");
+                    Err(fault) => {
+                        // The sweeper may have it from now on; its place stays taken until it is known to be dead.
+                        if let Some(announced) = container.announced.take() {
+                            tracing::warn!(container = %announced.key(), error = %chain(&fault), "a container could not be killed, trying again until it is");
+                        }
                     }
-                    Err(_) => {}
                 }
                 drop(turn);
                 tokio::time::sleep(RETRY).await;
