@@ -54,8 +54,8 @@ async fn as_many_wait_as_are_configured_and_each_serves_once() {
     let mut seen = HashSet::new();
     for _ in 0..5 {
         let taken = stage.pool.take(&name("a")).expect("a warm one");
-        assert!(seen.insert(taken.key().clone()), "taken twice");
-        assert!(stage.live.contains(taken.key()), "the sweeper would take it");
+        assert!(seen.insert(taken.key.clone()), "taken twice");
+        assert!(stage.live.contains(&taken.key), "the sweeper would take it");
         stage.pool.reaper().reap(taken).await;
         seconds(1).await;
         assert_eq!(stage.idle("a"), 3, "replaced");
@@ -74,7 +74,7 @@ async fn the_oldest_is_taken_first() {
     let first = stage.pool.take(&name("a")).unwrap();
     seconds(1).await;
     let second = stage.pool.take(&name("a")).unwrap();
-    assert!(old.contains(first.key()) && old.contains(second.key()), "a newer one was taken");
+    assert!(old.contains(&first.key) && old.contains(&second.key), "a newer one was taken");
 }
 
 #[tokio::test(start_paused = true)]
@@ -169,7 +169,7 @@ async fn the_dead_are_noticed_when_they_are_taken_and_before() {
     let [first, second]: [ContainerKey; 2] = stage.runner.containers().into_iter().collect::<Vec<_>>().try_into().unwrap();
     stage.runner.end(&first);
     let taken = stage.pool.take(&name("a")).expect("the one that lives");
-    assert_eq!(*taken.key(), second);
+    assert_eq!(taken.key, second);
     seconds(2).await;
     assert!(!stage.runner.containers().contains(&first), "removed");
     for key in stage.runner.containers() {

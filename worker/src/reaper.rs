@@ -23,7 +23,7 @@ const RETRY: Duration = Duration::from_millis(500);
 #[derive(Debug)]
 pub(crate) struct Container {
     pub(crate) sandbox: Box<dyn Sandbox>,
-    key: ContainerKey,
+    pub(crate) key: ContainerKey,
     place: Place,
     announced: Option<Announced>,
 }
@@ -31,11 +31,6 @@ pub(crate) struct Container {
 impl Container {
     pub(crate) fn new(sandbox: Box<dyn Sandbox>, place: Place, announced: Announced) -> Self {
         Self { sandbox, key: announced.key().clone(), place, announced: Some(announced) }
-    }
-
-    /// Its name.
-    pub(crate) const fn key(&self) -> &ContainerKey {
-        &self.key
     }
 
     /// The host's view of its workspace, see [`Sandbox::workspace`].
