@@ -13,6 +13,7 @@
 //! before its program starts, and a container that is not as strict as asked for never starts (invariant 9).
 
 pub mod docker;
+mod image_name;
 pub mod oci;
 mod order;
 pub mod scripted;

@@ -7,6 +7,7 @@ use bollard::query_parameters::CreateImageOptionsBuilder;
 use futures::TryStreamExt;
 use quayside_shared::agent::Agent;
 
+use super::super::image_name::{names_a_registry, with_tag};
 use super::super::{Fault, FaultKind};
 use super::engine::{self, Engine, QUICK};
 
@@ -41,36 +42,4 @@ pub(super) async fn pull(engine: &Engine, docker: &Docker, agent: &Agent) -> Res
     let fetching = docker.create_image(Some(options), None, None).try_for_each(|_progress| async { Ok(()) });
     let fetched = engine.call(PULL_LIMIT, fetching).await;
     fetched.map_err(|error| missing(" and could not be fetched").with_source(error))
-}
-
-fn names_a_registry(image: &str) -> bool {
-    image.split_once('/').is_some_and(|(host, _)| host.contains(['.', ':']) || host == "localhost")
-}
-
-/// Without a tag the engine would fetch all of them.
-fn with_tag(image: &str) -> String {
-    let name = image.rsplit('/').next().unwrap_or(image);
-    if name.contains([':', '@']) { image.to_owned() } else { format!("{image}:latest") }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn only_a_host_is_a_registry() {
-        for image in ["registry.example.org/a/b", "localhost/a", "localhost:5000/a:1", "10.0.0.1/a@sha256:0"] {
-            assert!(names_a_registry(image), "{image}");
-        }
-        for image in ["python", "python:3.11", "quayside/agent-python", "quayside/agent-python:3.11"] {
-            assert!(!names_a_registry(image), "{image}");
-        }
-    }
-
-    #[test]
-    fn a_pull_names_one_image() {
-        assert_eq!(with_tag("localhost:5000/a"), "localhost:5000/a:latest");
-        assert_eq!(with_tag("localhost:5000/a:1"), "localhost:5000/a:1");
-        assert_eq!(with_tag("localhost/a@sha256:0"), "localhost/a@sha256:0");
-    }
 }

@@ -5,6 +5,8 @@ use std::path::{Path, PathBuf};
 
 use serde_json::Value;
 
+use super::super::super::image_name::{names_a_registry, with_tag};
+
 /// An image's name, understood.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(in super::super) enum Reference {
@@ -36,8 +38,7 @@ impl Reference {
                 None => Self::Layout { folder: path.into(), tag: None },
             };
         }
-        let registry = name.split_once('/').is_some_and(|(host, _)| host.contains(['.', ':']) || host == "localhost");
-        if registry { Self::Registry(name.to_owned()) } else { Self::Local(name.to_owned()) }
+        if names_a_registry(name) { Self::Registry(name.to_owned()) } else { Self::Local(name.to_owned()) }
     }
 
     /// The same in the words of `skopeo`.
@@ -89,12 +90,6 @@ fn missing_is_none(found: io::Result<String>) -> io::Result<Option<String>> {
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
         found => found.map(Some),
     }
-}
-
-/// Without a tag the name would mean all of them.
-fn with_tag(image: &str) -> String {
-    let name = image.rsplit('/').next().unwrap_or(image);
-    if name.contains([':', '@']) { image.to_owned() } else { format!("{image}:latest") }
 }
 
 #[cfg(test)]
